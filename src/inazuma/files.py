@@ -1,0 +1,293 @@
+"""Checkpoint files: whole or absent when written, safe and plainly refused when read; local, or remote by fsspec."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import re
+import shutil
+import socket
+import struct
+import tempfile
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+
+import torch
+
+from inazuma.errors import CheckpointError
+
+PathLike: TypeAlias = str | os.PathLike[str]
+MapLocation: TypeAlias = str | torch.device | dict[str, str] | Callable[[Any, str], Any] | None
+
+_MAGIC = (b"PK\x03\x04", b"\x80\x02")  # a zip file; the format of torch before 1.6
+# Classes without code of their own that hyper-parameters in Lightning's files are made of.
+_HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    argparse.Namespace,
+    (dict, "lightning.fabric.utilities.data.AttributeDict"),
+    (dict, "lightning.pytorch.utilities.parsing.AttributeDict"),
+    (dict, "lightning_fabric.utilities.data.AttributeDict"),
+    (dict, "pytorch_lightning.utilities.parsing.AttributeDict"),
+]
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)")  # at least two letters: "C:\" is a drive
+
+
+# ---------------------------------------------------------------------------------------------------- paths
+
+
+def is_local(path: PathLike) -> bool:
+    """Whether `path` is on a disk of this machine, and not an address such as "s3://bucket/folder"."""
+    text = os.fspath(path)
+    return text.startswith("file://") or _URL.match(text) is None
+
+
+def resolve(path: PathLike) -> str:
+    """One spelling for each place: a local path becomes absolute, with `~` and links followed; an address is kept."""
+    if not is_local(path):
+        return os.fspath(path)
+    return os.path.realpath(_local(path))
+
+
+def join(path: PathLike, *parts: str) -> str:
+    """Put names behind a path or an address."""
+    if is_local(path):
+        return os.path.join(_local(path), *parts)
+    return "/".join([os.fspath(path).rstrip("/"), *parts])
+
+
+def exists(path: PathLike) -> bool:
+    """Whether there is a file or a directory at `path`."""
+    if is_local(path):
+        return os.path.exists(_local(path))
+    fs, remote = _filesystem(path)
+    return bool(fs.exists(remote))
+
+
+def isdir(path: PathLike) -> bool:
+    """Whether there is a directory at `path`."""
+    if is_local(path):
+        return os.path.isdir(_local(path))
+    fs, remote = _filesystem(path)
+    return bool(fs.isdir(remote))
+
+
+def makedirs(path: PathLike) -> None:
+    """Create a directory and its parents where they are missing."""
+    if is_local(path):
+        os.makedirs(_local(path), exist_ok=True)
+        return
+    fs, remote = _filesystem(path)
+    fs.makedirs(remote, exist_ok=True)
+
+
+def listdir(path: PathLike) -> list[str]:
+    """The full paths of what a directory holds, sorted; empty if there is no such directory."""
+    if not isdir(path):
+        return []
+    if is_local(path):
+        names = os.listdir(_local(path))
+    else:
+        fs, remote = _filesystem(path)
+        names = [os.path.basename(name.rstrip("/")) for name in fs.ls(remote, detail=False)]
+    return sorted(join(path, name) for name in names)
+
+
+def remove(path: PathLike) -> None:
+    """Delete a file, or a directory with all it holds. One that is gone already is fine: ranks may race."""
+    if not is_local(path):
+        fs, remote = _filesystem(path)
+        if fs.exists(remote):
+            fs.rm(remote, recursive=True)
+    elif isdir(path) and not os.path.islink(_local(path)):
+        shutil.rmtree(_local(path), ignore_errors=False)
+    else:
+        Path(_local(path)).unlink(missing_ok=True)
+
+
+def _local(path: PathLike) -> str:
+    return os.path.expanduser(os.fspath(path).removeprefix("file://"))
+
+
+def _filesystem(path: PathLike) -> tuple[Any, str]:
+    """The fsspec file system of an address, and the address as this file system spells it."""
+    try:
+        import fsspec
+    except ImportError as error:
+        raise ImportError(
+            f"The path {os.fspath(path)!r} is not on a local disk. Paths like this need the package fsspec: "
+            "pip install inazuma[remote]"
+        ) from error
+    fs, remote = fsspec.core.url_to_fs(os.fspath(path))
+    return fs, remote
+
+
+# ---------------------------------------------------------------------------------------------------- write
+
+
+def atomic_save(obj: Any, path: PathLike) -> None:
+    """`torch.save(obj, path)` such that, whatever happens, `path` holds the whole old content or the whole new one.
+
+    The bytes go to a hidden file beside the target, are flushed to the disk, and the file is then renamed. Directories
+    that are missing are created. Writing streams: it needs no memory for a second copy.
+
+    Args:
+        obj: what `torch.save` takes.
+        path: a local path, or an address for fsspec.
+
+    Raises:
+        OSError, RuntimeError: from the disk or torch. The hidden file is removed and `path` is as it was.
+        ImportError: an address, and fsspec is not installed.
+    """
+    if is_local(path):
+        _save_local(obj, Path(_local(path)))
+    else:
+        _save_remote(obj, path)
+
+
+def _save_local(obj: Any, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(target)
+    temporary = target.with_name(_temporary_name(target.name))
+    try:
+        with open(temporary, "xb") as file:
+            torch.save(obj, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":
+        directory = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)  # the new name survives a power cut only then
+        finally:
+            os.close(directory)
+
+
+def _save_remote(obj: Any, path: PathLike) -> None:
+    fs, target = _filesystem(path)
+    parent, _, name = target.rpartition("/")
+    temporary = f"{parent}/{_temporary_name(name)}" if parent else _temporary_name(name)
+    if parent:
+        fs.makedirs(parent, exist_ok=True)
+    try:
+        with fs.open(temporary, "wb") as file:
+            torch.save(obj, file)
+        fs.mv(temporary, target)
+    except BaseException:
+        if fs.exists(temporary):
+            fs.rm(temporary)
+        raise
+
+
+def _temporary_name(name: str) -> str:
+    """A hidden name, unique to this call, that tells who writes; short enough for a file system's 255 bytes."""
+    return f".{name[:60]}.{socket.gethostname()[:60]}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Delete what killed processes of this machine left behind while they wrote `target`."""
+    if os.name != "posix":  # no harmless way to ask whether a process lives
+        return
+    prefix = f".{target.name[:60]}.{socket.gethostname()[:60]}."
+    for entry in target.parent.iterdir():
+        if entry.name.startswith(prefix) and entry.name.endswith(".tmp"):
+            pid = entry.name.removeprefix(prefix).partition(".")[0]
+            if pid.isdecimal() and not _is_alive(int(pid)):
+                entry.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # asks, sends nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+# ---------------------------------------------------------------------------------------------------- read
+
+
+def load(
+    path: PathLike | IO[bytes], map_location: MapLocation = None, weights_only: bool | None = None
+) -> dict[str, Any]:
+    """Read a checkpoint.
+
+    Args:
+        path: a local path, an address (http and https directly, others through fsspec) or an open binary file.
+        map_location: as for `torch.load`.
+        weights_only: refuse files that hold more than tensors and plain data, as `torch.load` does. False runs code
+            that the file names. None is True, but False for http and https.
+
+    Raises:
+        FileNotFoundError: there is no file.
+        CheckpointError: the file is damaged, or not a checkpoint.
+        pickle.UnpicklingError: `weights_only` refused the file; the message says what it found and how to go on.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        return _read(path, "the open file", map_location, weights_only is not False)
+    name = os.fspath(path)
+    if name.startswith(("http://", "https://")):
+        with tempfile.TemporaryDirectory() as folder:
+            downloaded = os.path.join(folder, "checkpoint")
+            torch.hub.download_url_to_file(name, downloaded, progress=False)
+            with open(downloaded, "rb") as file:
+                return _read(file, name, map_location, bool(weights_only))
+    if not exists(path):
+        raise FileNotFoundError(f"Checkpoint file not found: {name}")
+    if isdir(path):
+        raise CheckpointError(f"{name} is a directory, not a checkpoint file. Name a file in it.")
+    with open_for_reading(path) as file:
+        return _read(file, name, map_location, weights_only is not False)
+
+
+def open_for_reading(path: PathLike) -> IO[bytes]:
+    """Open a local file or an address for reading bytes."""
+    if is_local(path):
+        return open(_local(path), "rb")
+    fs, remote = _filesystem(path)
+    file: IO[bytes] = fs.open(remote, "rb")
+    return file
+
+
+def _read(file: IO[bytes], name: str, map_location: MapLocation, weights_only: bool) -> dict[str, Any]:
+    """`torch.load`, with errors that name the file, what is wrong and what to do."""
+    start = file.tell()
+    magic = file.read(4)
+    file.seek(start)
+    if not magic.startswith(_MAGIC):
+        raise _damaged(name, "it is empty" if not magic else f"it starts with the bytes {magic!r}")
+    try:
+        with torch.serialization.safe_globals(_HARMLESS):
+            content = torch.load(file, map_location=map_location, weights_only=weights_only)
+    except pickle.UnpicklingError as error:
+        if (refused := re.search(r"GLOBAL (\S+)|function <.*? (\S+)>", str(error))) is None:
+            raise _damaged(name, error) from error
+        raise pickle.UnpicklingError(
+            f"{name} holds {refused[1] or refused[2]}, which is neither a tensor nor plain data, so that it was not "
+            "loaded: restoring such objects can run any code that the file's author chose. "
+            "If, and only if, you trust the author, load it with weights_only=False."
+        ) from error
+    except RuntimeError as error:
+        if re.search(r"PytorchStreamReader|enforce fail|corrupt|EOF|magic number|legacy .tar", str(error)) is None:
+            raise  # as "CUDA is not available"
+        raise _damaged(name, error) from error
+    except (EOFError, LookupError, OSError, UnicodeError, struct.error, pickle.PickleError) as error:
+        raise _damaged(name, error) from error  # what unpickling raises over bytes that are wrong
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{name} is not a checkpoint: it holds a {type(content).__name__}, not a dictionary.")
+    return content
+
+
+def _damaged(name: str, cause: str | Exception) -> CheckpointError:
+    reason = (str(cause) or type(cause).__name__).splitlines()[0]
+    return CheckpointError(
+        f"{name} cannot be read: it is damaged, cut short, or not a checkpoint ({reason}). "
+        "Use an earlier checkpoint, or copy the file again from where it came."
+    )
