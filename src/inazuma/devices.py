@@ -81,8 +81,8 @@ def _kind(accelerator: str) -> str:
     if accelerator == "gpu":
         if not gpus:
             raise MisconfigurationException(
-                f"`Trainer(accelerator='gpu')`: No supported gpu backend found! {_torch()} sees neither a CUDA nor an MPS "
-                "device. Use accelerator='auto' to fall back to the CPU."
+                f"`Trainer(accelerator='gpu')`: No supported gpu backend found! {_torch()} sees neither a CUDA nor an "
+                "MPS device. Use accelerator='auto' to fall back to the CPU."
             )
         return gpus[0]
     if accelerator != "cpu" and accelerator not in gpus:
