@@ -221,7 +221,7 @@ def load(
 
     Args:
         path: a local path, an address (http and https directly, others through fsspec) or an open binary file.
-        map_location: as for `torch.load`.
+        map_location: as for `torch.load`. None is where the tensors were saved, or the CPU if that is missing here.
         weights_only: refuse files that hold more than tensors and plain data, as `torch.load` does. False runs code
             that the file names. None is True, but False for http and https.
 
@@ -265,7 +265,7 @@ def _read(file: IO[bytes], name: str, map_location: MapLocation, weights_only: b
         raise _damaged(name, "it is empty" if not magic else f"it starts with the bytes {magic!r}")
     try:
         with torch.serialization.safe_globals(_HARMLESS):
-            content = torch.load(file, map_location=map_location, weights_only=weights_only)
+            content = torch.load(file, map_location=map_location or _where_possible, weights_only=weights_only)
     except pickle.UnpicklingError as error:
         if (refused := re.search(r"GLOBAL (\S+)|function <.*? (\S+)>", str(error))) is None:
             raise _damaged(name, error) from error
@@ -283,6 +283,16 @@ def _read(file: IO[bytes], name: str, map_location: MapLocation, weights_only: b
     if not isinstance(content, dict):
         raise CheckpointError(f"{name} is not a checkpoint: it holds a {type(content).__name__}, not a dictionary.")
     return content
+
+
+def _where_possible(storage: Any, location: str) -> Any:
+    """As `map_location`: the device that a storage was saved from, or the CPU where there is no such device."""
+    kind, _, index = location.partition(":")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        return storage.cpu()
+    if kind == "mps" and not torch.backends.mps.is_available():
+        return storage.cpu()
+    return None  # torch decides
 
 
 def _damaged(name: str, cause: str | Exception) -> CheckpointError:
