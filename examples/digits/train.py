@@ -118,8 +118,8 @@ def show(images: list[Tensor], labels: list[int], answers: list[int]) -> None:
     """Print the images side by side, with what was read in them below; a wrong answer names the right one."""
     for lines in zip(*map(drawn, images), strict=True):
         print("  ".join(lines))
-    verdicts = [f"{a}" if a == b else f"{a}, is a {b}" for a, b in zip(answers, labels, strict=True)]
-    print("  ".join(f"read as {verdict}".center(16) for verdict in verdicts))
+    verdicts = [f"read as {a}" if a == b else f"read as {a} (is {b})" for a, b in zip(answers, labels, strict=True)]
+    print("  ".join(verdict.center(16) for verdict in verdicts))
 
 
 def main() -> None:
