@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
 
 
-def run(script: str, *arguments: str) -> str:
-    command = [sys.executable, str(EXAMPLES / script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=110)
+def run(*command: str) -> str:
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False, timeout=110)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -27,7 +27,7 @@ def said(name: str, output: str) -> str:
 
 
 def test_digits_trains_tests_and_draws_what_it_read(tmp_path: Path) -> None:
-    output = run("digits/train.py", "--epochs", "1", "--out", str(tmp_path))
+    output = run(str(EXAMPLES / "digits" / "train.py"), "--epochs", "1", "--out", str(tmp_path))
     assert re.match(r"\d+\.\d\d%  \(\d+ of 270 misread\)", said("test accuracy", output))
     assert Path(said("checkpoint", output)).is_file()
     assert (Path(said("logs", output)) / "metrics.csv").read_text().count("\n") > 5
@@ -36,5 +36,13 @@ def test_digits_trains_tests_and_draws_what_it_read(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_digits_reads_97_percent_of_the_test_images(tmp_path: Path) -> None:
-    accuracy = said("test accuracy", run("digits/train.py", "--out", str(tmp_path)))
+    accuracy = said("test accuracy", run(str(EXAMPLES / "digits" / "train.py"), "--out", str(tmp_path)))
     assert float(accuracy.partition("%")[0]) >= 97
+
+
+def test_the_example_of_the_readme_finds_the_line() -> None:
+    code = (ROOT / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    assert code in (ROOT / "README.ja.md").read_text().replace("# 3 と 1 に近い値", "# close to 3 and 1")
+    slope, intercept = run("-c", code).split()[-2:]
+    assert float(slope) == pytest.approx(3, abs=0.3)
+    assert float(intercept) == pytest.approx(1, abs=0.2)
