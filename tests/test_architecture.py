@@ -1,7 +1,7 @@
 """Imports point down. The table is the house plan; every file is read with `ast` and the offending line is named.
 
-A file imports from lower floors, from its own room, and on floors 0, 1, 3 and 4 from what stands left of it. What stands
-under `if TYPE_CHECKING:` is exempt: annotations may name what is above. An import inside a function is for optional
+A file imports from lower floors, from its own room, and on floors 0, 1, 3 and 4 from what stands left of it. What is
+under `if TYPE_CHECKING:` is exempt: annotations may name what stands above. An import inside a function is for optional
 third-party packages only.
 """
 
