@@ -112,32 +112,33 @@ def _process_count(devices: int | str | Sequence[int] | None) -> int:
 
 def _indices(devices: int | str | Sequence[int] | None, present: int, kind: str) -> list[int]:
     """Which of the `present` devices are meant."""
-    if devices == "auto":
+    meant = _numbers(devices) if isinstance(devices, str) and devices != "auto" else devices
+    if meant in ("auto", -1):
         return list(range(present))
-    if isinstance(devices, str):
-        try:
-            devices = [int(item) for item in devices.split(",") if item.strip()] if "," in devices else int(devices)
-        except ValueError:
-            raise ValueError(
-                f"`Trainer(devices={devices!r})` cannot be read. Use 'auto', a number as '2', or indices as '0,2'."
-            ) from None
-    numbers = [devices] if isinstance(devices, int) else devices
+    numbers = [meant] if isinstance(meant, int) else meant
     if not isinstance(numbers, (list, tuple)) or any(type(number) is not int for number in numbers):
         raise TypeError(
             f"`devices` must be an int, a string, a sequence of ints, but you passed {devices!r} "
             f"(accelerator {kind!r})."
         )
-    if devices == -1:
-        return list(range(present))
-    wanted = list(range(devices)) if isinstance(devices, int) else list(numbers)
-    if len(set(wanted)) < len(wanted):
+    indices = list(range(meant)) if isinstance(meant, int) else list(numbers)
+    if len(set(indices)) < len(indices):
         raise MisconfigurationException(f"`Trainer(devices={devices!r})` names a device twice: ids must be unique.")
-    if not wanted or any(index not in range(present) for index in wanted):
+    if not indices or any(index not in range(present) for index in indices):
         raise MisconfigurationException(
-            f"`Trainer(devices={devices!r})` requests the {kind} devices {wanted or devices}, but this machine has "
+            f"`Trainer(devices={devices!r})` asks for devices {indices or meant} of {kind!r}, but this machine has "
             f"{list(range(present))}."
         )
-    return wanted
+    return indices
+
+
+def _numbers(devices: str) -> int | list[int]:
+    try:
+        return [int(item) for item in devices.split(",") if item.strip()] if "," in devices else int(devices)
+    except ValueError:
+        raise ValueError(
+            f"`Trainer(devices={devices!r})` cannot be read. Use 'auto', a number as '2', or indices as '0,2'."
+        ) from None
 
 
 def _refuse_tpu() -> NoReturn:

@@ -42,7 +42,7 @@ def select(flag: str | int | None, device: torch.device) -> Precision:
     if str(flag) in ("16", "bf16"):
         rank_zero_warn(
             f"`precision={flag}` is supported for historical reasons but its usage is discouraged: it does not say "
-            f"that only the computation has 16 bits. Write precision={name!r}, which is what you get."
+            f"that only the computation has 16 bits. Write precision={name!r}, which means the same."
         )
     if name == "16-mixed" and device.type == "cpu":
         name = "bf16-mixed"
