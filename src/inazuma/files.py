@@ -74,6 +74,14 @@ def isdir(path: PathLike) -> bool:
     return bool(fs.isdir(remote))
 
 
+def modified_at(path: PathLike) -> float:
+    """When a file was written last, in seconds of the clock of its store."""
+    if is_local(path):
+        return os.path.getmtime(_local(path))
+    fs, remote = _filesystem(path)
+    return float(fs.modified(remote).timestamp())
+
+
 def makedirs(path: PathLike) -> None:
     """Create a directory and its parents where they are missing."""
     if is_local(path):

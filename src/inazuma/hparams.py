@@ -314,11 +314,16 @@ def _to_plain(value: Any, place: Place, forms: dict[Place, str], missing: Missin
     if type(value) in (Tensor, nn.Parameter):
         return value.detach()
     if isinstance(value, enum.Enum) and type(value.value) in _PLAIN:
-        forms[place] = "Enum"
+        # A number or a text is as good as the member in most uses.
+        forms[place] = "PlainEnum" if isinstance(value, (int, float, str)) else "Enum"
         return value.value
     if isinstance(value, pathlib.PurePath):
         forms[place] = "Path"
         return str(value)
+    if _is_omegaconf(value):
+        forms[place] = "OmegaConf"
+        container = sys.modules["omegaconf"].OmegaConf.to_container(value, resolve=False, enum_to_str=True)
+        return _to_plain(container, place, forms, missing)
     if _is_numpy(value):
         return _numpy_to_plain(value, place, forms)
     if isinstance(value, (int, float, str)):  # subclasses, which a reader would have to import
@@ -343,16 +348,13 @@ def _without_subclass(value: int | float | str) -> int | float | str:
 
 def _entries(value: Any, place: Place, forms: dict[Place, str]) -> Any:
     """What a dictionary, or something like one, holds; None for anything else."""
-    if _is_omegaconf(value):
-        forms[place] = "OmegaConf"
-        plain = sys.modules["omegaconf"].OmegaConf.to_container(value, resolve=False, enum_to_str=True)
-        return plain if isinstance(plain, dict) else dict(enumerate(plain))
     if isinstance(value, argparse.Namespace):
         forms[place] = "Namespace"
         return vars(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         forms[place] = "AttributeDict"
-        return {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
+        names = [field.name for field in dataclasses.fields(value)]
+        return {name: getattr(value, name) for name in names if hasattr(value, name)}
     if isinstance(value, AttributeDict):
         forms[place] = "AttributeDict"
     return value if isinstance(value, Mapping) else None
@@ -432,8 +434,8 @@ def init_arguments(
     _require_all(cls, by_name, arguments, missing)
     if missing:
         rank_zero_warn(
-            f"{cls.__name__}.load_from_checkpoint: the checkpoint could not store {_listed(missing)}, so that the "
-            f"default is used, or the entry is missing. If that is not right, pass {_to_pass(_names(missing))}",
+            f"{cls.__name__}.load_from_checkpoint: the checkpoint does not hold {_listed(missing)}. Arguments that are "
+            f"missing take their default. If that is not right, pass {_to_pass(_names(missing))}",
             stacklevel=5,
         )
     return tuple(
@@ -494,14 +496,13 @@ def _from_plain(value: Any, place: Place, forms: dict[Place, str]) -> Any:
     return value if rebuild is None else rebuild(value)
 
 
-def _omegaconf(entries: dict[Any, Any]) -> Any:
-    """An OmegaConf container, or an AttributeDict where OmegaConf is not installed."""
-    is_list = len(entries) > 0 and list(entries) == list(range(len(entries)))
+def _omegaconf(value: Any) -> Any:
+    """An OmegaConf container, or the value with attributes where OmegaConf is not installed."""
     try:
         import omegaconf
     except ImportError:
-        return list(entries.values()) if is_list else AttributeDict(entries)
-    return omegaconf.OmegaConf.create(list(entries.values()) if is_list else entries)
+        return AttributeDict(value) if isinstance(value, dict) else value
+    return omegaconf.OmegaConf.create(value)
 
 
 _REBUILD: dict[str, Any] = {
@@ -516,12 +517,15 @@ _REBUILD: dict[str, Any] = {
 
 def _restore_enums(cls: type, values: dict[str, Any], forms: dict[Place, str], missing: Missing) -> None:
     """Make members of the enums that the signature of `cls` names; the others count as missing."""
-    for place in [place for place, form in forms.items() if form == "Enum"]:
-        if len(place) > 1:
-            missing[place] = "an enum, restored as its value"
-        elif (kind := _enum_of(cls, place[0])) is not None:
+    for place, form in forms.items():
+        if form not in ("Enum", "PlainEnum"):
+            continue
+        kind = _enum_of(cls, place[0]) if len(place) == 1 else None
+        if kind is not None:
             values[place[0]] = kind(values[place[0]])
-        else:
+        elif form == "Enum" and len(place) > 1:
+            missing[place] = "the member of an enum; its value is in its place"
+        elif form == "Enum":
             missing[place] = f"the member of an enum with the value {values.pop(place[0])!r}"
 
 
@@ -535,7 +539,7 @@ def _enum_of(cls: type, name: str) -> type[enum.Enum] | None:
             return type(found[name].default)
         try:
             hint = typing.get_type_hints(init).get(name)
-        except NameError:  # a name that exists for type checkers only
+        except (NameError, AttributeError, TypeError):  # as for names that exist for type checkers only
             return None
         for kind in (hint, *typing.get_args(hint)):
             if isinstance(kind, type) and issubclass(kind, enum.Enum):

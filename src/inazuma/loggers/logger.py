@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import statistics
+import math
 from abc import ABC, abstractmethod
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,6 +38,11 @@ class Logger(ABC):
     @abstractmethod
     def version(self) -> int | str | None:
         """What tells this run from the others of its experiment."""
+
+    @property
+    def experiment(self) -> Any:
+        """What does the logging inside, for calls that the logger itself does not offer; None when there is none."""
+        return None
 
     @property
     def root_dir(self) -> str | None:
@@ -153,10 +158,14 @@ def rank_zero_experiment(fn: Callable[[L], T]) -> Callable[[L], T]:
     return experiment
 
 
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
 def merge_dicts(
     dicts: Sequence[Mapping[str, Any]],
     agg_key_funcs: Mapping[str, Any] | None = None,
-    default_func: Callable[[Sequence[float]], float] = statistics.fmean,
+    default_func: Callable[[Sequence[float]], float] = _mean,
 ) -> dict[str, Any]:
     """Merge dicts into one; values that share a key become one value.
 

@@ -10,19 +10,15 @@ import os
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from enum import Enum
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import torch
 
 from inazuma import files
 from inazuma.files import PathLike
-from inazuma.hparams import HyperparametersMixin
 from inazuma.loggers.logger import Logger
-
-if TYPE_CHECKING:
-    from inazuma.module import LightningModule
 
 HPARAMS_FILE = "hparams.yaml"
 
@@ -152,40 +148,6 @@ def flatten(params: Mapping[Any, Any], parent: str = "") -> dict[str, Any]:
         else:
             flat[name] = value
     return flat
-
-
-def log_hyperparams(loggers: Iterable[Logger], module: LightningModule, datamodule: object | None) -> None:
-    """Tell all loggers what a run starts with: the hyperparameters, the graph of the module; then save.
-
-    Hyperparameters are those that module and datamodule had when they called `save_hyperparameters(logger=True)`. When
-    neither did, none are logged. What the CLI adds to them for its own use is left out.
-
-    Raises:
-        RuntimeError: module and datamodule have different values under one name.
-    """
-    owners = [
-        owner for owner in (module, datamodule) if isinstance(owner, HyperparametersMixin) and owner._log_hyperparams
-    ]
-    params: dict[str, Any] = {}
-    conflicts = []
-    for owner in owners:
-        for name, value in owner.hparams_initial.items():
-            if name in ("_class_path", "_instantiator"):
-                continue
-            if name in params and (type(params[name]), plain(params[name])) != (type(value), plain(value)):
-                conflicts.append(name)
-            params[name] = value
-    if conflicts:
-        raise RuntimeError(
-            f"The hyperparameters {conflicts} have different values in {type(module).__name__} and "
-            f"{type(datamodule).__name__}, so they cannot be logged under one name. Rename them in one of the two, or "
-            "call save_hyperparameters(logger=False) in one."
-        )
-    for logger in loggers:
-        if owners:
-            logger.log_hyperparams(params)
-        logger.log_graph(module)
-        logger.save()
 
 
 def save_hparams_to_yaml(config_yaml: PathLike, hparams: Mapping[str, Any] | Namespace) -> None:

@@ -140,7 +140,7 @@ class PacedProgressBar(ProgressBar):
         self._open("train")
         self._unfinished = False
         # A run that resumes inside an epoch gets no on_train_epoch_start.
-        done = trainer.fit_loop.epoch_loop.batch_idx + 1
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
         self._train = Count(self._epoch_title(trainer), self.total_train_batches, first=done, done=done)
         self._start("train", self._train, pl_module)
 

@@ -1,0 +1,179 @@
+"""What a checkpoint holds: one list of parts, read in two directions by `gather` and `restore_*`.
+
+Lightning's keys stay where Lightning puts them, so that files are exchanged both ways; what an exact resume needs besides
+stands under the one key "inazuma":
+
+    epoch, global_step, pytorch-lightning_version      for readers
+    state_dict                                         the module
+    loops                                              the position as Lightning writes it (checkpoint/foreign.py)
+    callbacks, optimizer_states, lr_schedulers         their states, by state_key and by order
+    <precision class>, <datamodule class>              theirs, where they have any
+    hparams_name, hyper_parameters, datamodule_…       arguments of `__init__`
+    inazuma                                            position, random generators, loaders, logged values, open gradients
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from inazuma.checkpoint.foreign import from_loops, to_loops
+from inazuma.errors import CheckpointError, MisconfigurationException
+from inazuma.hparams import dump_hparams
+from inazuma.optim import optimizer_to
+from inazuma.progress import Next
+from inazuma.ranks import rank_zero_warn
+from inazuma.seed import restore_rng
+
+if TYPE_CHECKING:
+    from inazuma.run import Run
+
+LIGHTNING_VERSION = "2.6.6"  # whose layout this is
+FORMAT = 1  # of what stands under "inazuma"
+
+
+def gather(run: Run, weights_only: bool = False) -> dict[str, Any]:
+    """Everything a run needs to go on from here.
+
+    Args:
+        run: the run.
+        weights_only: leave out what only training needs.
+    """
+    at, module, datamodule = run.position(), run.module, run.datamodule
+    checkpoint: dict[str, Any] = {
+        "epoch": at.epoch,
+        "global_step": at.step,
+        "pytorch-lightning_version": LIGHTNING_VERSION,
+        "state_dict": run.strategy.module_state(),
+        "loops": to_loops(at, run),
+    }
+    if not weights_only:
+        states = ((callback.state_key, callback.state_dict()) for callback in run.callbacks)
+        checkpoint["callbacks"] = {key: state for key, state in states if state}
+        checkpoint["optimizer_states"] = [optimizer.state_dict() for optimizer in run.optimizers]
+        checkpoint["lr_schedulers"] = [config.scheduler.state_dict() for config in run.schedulers]
+        if precision_state := run.precision.state_dict():
+            checkpoint[type(run.precision).__qualname__] = precision_state
+    dump_hparams(module, checkpoint)
+    if datamodule is not None:
+        dump_hparams(datamodule, checkpoint)
+        if datamodule_state := run.hooks.call("state_dict", datamodule.state_dict):
+            checkpoint[type(datamodule).__qualname__] = datamodule_state
+    if not weights_only:
+        checkpoint["inazuma"] = {
+            "format": FORMAT,
+            "progress": at.state_dict(),
+            "rng": run.rng_state(),
+            "batches": run.batches.state_dict() if run.is_fitting and run.train.parts else None,
+            "logbook": run.logbook_state(),
+            "gradients": open_gradients(run),
+        }
+        for callback in run.callbacks:
+            run.hooks.call("on_save_checkpoint", callback.on_save_checkpoint, *run.hooks.seen_by_callbacks, checkpoint)
+    run.hooks.call("on_save_checkpoint", module.on_save_checkpoint, checkpoint)
+    return checkpoint
+
+
+def open_gradients(run: Run) -> dict[str, Tensor]:
+    """The gradients of an accumulation window that is not closed yet, by parameter name."""
+    if run.boundary is not None and run.boundary.progress is not None:  # the window starts anew
+        return {}
+    if not run.is_automatic or run.limits.closes_window(run.progress.batch - 1, run.progress.is_last_batch):
+        return {}
+    return {name: p.grad for name, p in run.module.named_parameters() if p.grad is not None}
+
+
+def restore_module(run: Run, checkpoint: dict[str, Any]) -> None:
+    """Load weights, and let module, datamodule and callbacks take back what they saved."""
+    module, datamodule, hooks = run.module, run.datamodule, run.hooks
+    hooks.call("on_load_checkpoint", module.on_load_checkpoint, checkpoint)
+    run.strategy.load_module_state(checkpoint["state_dict"], strict=module.strict_loading)
+    if datamodule is not None and (state := checkpoint.get(type(datamodule).__qualname__)) is not None:
+        hooks.call("load_state_dict", datamodule.load_state_dict, state)
+    states: Mapping[Any, Any] = checkpoint.get("callbacks") or {}
+    for callback in run.callbacks:
+        hooks.call("on_load_checkpoint", callback.on_load_checkpoint, *run.hooks.seen_by_callbacks, checkpoint)
+    if not states:
+        return
+    known = {callback.state_key for callback in run.callbacks} | {
+        callback._legacy_state_key for callback in run.callbacks
+    }
+    if missing := [str(key) for key in states if key not in known]:
+        rank_zero_warn(
+            "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint need to be provided during "
+            f"`Trainer` instantiation. Please add the following callbacks: {missing}."
+        )
+    for callback in run.callbacks:
+        state = states.get(callback.state_key, states.get(callback._legacy_state_key))
+        if state:
+            hooks.call("load_state_dict", callback.load_state_dict, copy.deepcopy(state))
+
+
+def restore_training(run: Run, checkpoint: dict[str, Any], path: Any) -> None:
+    """Bring precision, position, optimizers, schedules, loaders, logged values and random generators back.
+
+    Raises:
+        KeyError: the file holds weights only.
+        CheckpointError: other optimizers or schedules than this run has.
+        MisconfigurationException: the file is further on than `max_epochs`.
+    """
+    name = type(run.precision).__qualname__
+    if name in checkpoint:
+        run.precision.load_state_dict(checkpoint[name])
+    for key in ("optimizer_states", "lr_schedulers"):
+        if key not in checkpoint:
+            raise KeyError(
+                f"Trying to restore training state but checkpoint {path} contains only the model: it has no {key!r}. "
+                "This is probably due to `ModelCheckpoint.save_weights_only` being set to `True`. Load it with "
+                "`load_from_checkpoint`, or pass it to validate, test or predict."
+            )
+    _restore_position(run, checkpoint)
+    _load_each("optimizers", checkpoint["optimizer_states"], run.optimizers, path)
+    for optimizer in run.optimizers:
+        optimizer_to(optimizer, run.strategy.root_device)
+    _load_each("lr_schedulers", checkpoint["lr_schedulers"], [c.scheduler for c in run.schedulers], path)
+    limits, at = run.limits, run.progress
+    if limits.max_epochs not in (None, -1) and at.epoch > limits.max_epochs:  # type: ignore[operator]
+        raise MisconfigurationException(
+            f"You restored a checkpoint with current_epoch={at.epoch}, but you have set "
+            f"Trainer(max_epochs={limits.max_epochs}). `max_epochs` counts from the first epoch of the run, resumes "
+            f"included: use more than {at.epoch}."
+        )
+
+
+def _restore_position(run: Run, checkpoint: dict[str, Any]) -> None:
+    own = checkpoint.get("inazuma")
+    if own is None:
+        if "loops" in checkpoint:
+            from_loops(checkpoint["loops"], checkpoint, run.progress, run.limits)
+    else:
+        if own["format"] > FORMAT:
+            raise CheckpointError(
+                f"The checkpoint was written by a newer inazuma (format {own['format']}; this one knows {FORMAT}). "
+                "Update inazuma to resume from it; the weights can be loaded with `load_from_checkpoint`."
+            )
+        run.progress.load_state_dict(own["progress"])
+        if own["batches"] is not None and run.progress.next != Next.START_EPOCH:
+            run.batches.load_state_dict(own["batches"])
+        run.logbook.load_state_dict(own["logbook"], run.training_results, run.module.get_submodule)  # type: ignore[arg-type]
+        for name, parameter in run.module.named_parameters():
+            if (gradient := own["gradients"].get(name)) is not None:
+                parameter.grad = gradient.to(parameter.device, copy=True)
+        run.resume_rng = own["rng"]
+    run.resumes_inside_an_epoch = run.progress.next not in (Next.START_EPOCH, Next.FINISH_EPOCH)
+
+
+def _load_each(what: str, states: list[Any], objects: list[Any], path: Any) -> None:
+    if len(states) != len(objects):
+        raise CheckpointError(
+            f"{what}: checkpoint {path} has {len(states)}, this run has {len(objects)}. `configure_optimizers` must "
+            "return as many as in the run that wrote the file."
+        )
+    for index, (state, target) in enumerate(zip(states, objects, strict=True)):
+        try:
+            target.load_state_dict(state)
+        except ValueError as error:
+            raise ValueError(f"{what}[{index}] of checkpoint {path} does not fit this run: {error}") from error

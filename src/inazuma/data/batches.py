@@ -1,0 +1,165 @@
+"""The batches of training epochs, from any position: a resumed run sees what the straight run would have seen.
+
+A map-style loader is not replayed: its index stream is set up again with the random state that it started from, and
+moved on; no sample is loaded for that. A loader with `state_dict` and `load_state_dict` is asked; any other iterable is
+replayed, and that is said.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from inazuma.data.loaders import Loaders, with_indices
+from inazuma.ranks import rank_zero_info
+from inazuma.seed import capture_rng, restore_rng
+
+
+class _Indices:
+    """An index stream that begins somewhere in the middle."""
+
+    def __init__(self, stream: Iterable[Any], skip: int) -> None:
+        self.stream, self.skip = stream, skip
+        self.ahead: list[Any] = []
+        self.source: Iterator[Any] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        self.source = iter(self.stream)
+        return self
+
+    def __next__(self) -> Any:
+        self.prime()
+        return self.ahead.pop() if self.ahead else next(self.source)  # type: ignore[arg-type]
+
+    def prime(self) -> None:
+        """Move on to the position now, while the random state is the one that the stream started from."""
+        if self.skip:
+            assert self.source is not None
+            skip, self.skip = self.skip, 0
+            self.ahead = list(islice(self.source, skip, skip + 1))
+
+    def __len__(self) -> int:
+        return len(self.stream)  # type: ignore[arg-type]
+
+
+def is_stateful(loader: Any) -> bool:
+    """Whether a loader keeps its own position (torchdata's protocol)."""
+    return callable(getattr(loader, "state_dict", None)) and callable(getattr(loader, "load_state_dict", None))
+
+
+def knows_its_end(loader: Any) -> bool:
+    """Whether the length of a loader can be relied on; the end of others is seen by looking one batch ahead."""
+    return hasattr(loader, "__len__") and not (
+        isinstance(loader, DataLoader) and isinstance(loader.dataset, IterableDataset)
+    )
+
+
+def _generators(loader: Any) -> list[torch.Generator]:
+    """The generators of its own that a loader draws its order from."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    owners = (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
+    found = (getattr(owner, "generator", None) for owner in owners)
+    return list(dict.fromkeys(generator for generator in found if isinstance(generator, torch.Generator)))
+
+
+class Batches:
+    """The batches of a training epoch, and what is needed to enter the epoch in its middle."""
+
+    def __init__(self, loaders: Loaders) -> None:
+        self.loaders = loaders
+        # for each part: the batch at which it was (re)started in this epoch, and the random states it started from
+        self.starts: dict[int, dict[str, Any]] = {}
+        self.stateful: list[Any] = []  # positions that stateful loaders gave
+        self.is_resuming = False
+
+    def epoch(self, done: int) -> Iterator[tuple[Any, bool]]:
+        """The batches of this epoch behind the first `done`, each with whether it is the last one."""
+        total = self.loaders.num_batches
+        stream = self._stream(done)
+        if not math.isinf(total) and all(knows_its_end(part) for part in self.loaders.parts):
+            for index, batch in enumerate(stream, done + 1):
+                yield batch, index == total
+                if index == total:
+                    return
+        else:
+            yield from _looking_ahead(stream, total - done)
+
+    def _stream(self, done: int) -> Iterator[Any]:
+        resume, self.is_resuming = self.is_resuming, False
+        if not resume:
+            self.starts = {}
+        starts = dict(self.starts) if resume else {}
+        combined = self.loaders.combined
+        assert combined is not None
+        if self.loaders.loaders is self.loaders.parts[0]:  # one plain loader: nothing to combine
+            yield from self._open(0, done, starts.get(0))
+            return
+        taken = done
+
+        def open_part(_: Any, index: int) -> Iterator[Any]:
+            return self._open(index, taken, starts.pop(index, None))
+
+        combined.open_part = open_part
+        combined.restarted = {index for index, start in starts.items() if start["at"] > 0}
+        for batch, _, _ in combined:
+            taken += 1
+            yield batch
+
+    def _open(self, index: int, taken: int, start: dict[str, Any] | None) -> Iterator[Any]:
+        """Start one part, or take it up where the run that is resumed was."""
+        loader = self.loaders.parts[index]
+        if start is None:
+            own = [generator.get_state() for generator in _generators(loader)]
+            self.starts[index] = {"at": taken, "rng": capture_rng(), "own": own}
+            return iter(loader)
+        if is_stateful(loader) and len(self.stateful) > index and self.stateful[index] is not None:
+            loader.load_state_dict(self.stateful[index])
+            return iter(loader)
+        now = capture_rng()
+        restore_rng(start["rng"])
+        for generator, state in zip(_generators(loader), start["own"], strict=False):
+            generator.set_state(state)
+        stream = _skipped(loader, taken - start["at"], self.loaders.name)
+        restore_rng(now)
+        return stream
+
+    def state_dict(self) -> dict[str, Any]:
+        parts = self.loaders.parts
+        stateful = [part.state_dict() if is_stateful(part) else None for part in parts]
+        return {"starts": dict(self.starts), "stateful": stateful}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.starts, self.stateful, self.is_resuming = dict(state["starts"]), list(state["stateful"]), True
+
+
+def _looking_ahead(stream: Iterator[Any], most: int | float) -> Iterator[tuple[Any, bool]]:
+    """Each item with whether it is the last: the next one, or the end, is seen before."""
+    missing = object()
+    stream = stream if math.isinf(most) else islice(stream, int(most))
+    item = next(stream, missing)
+    while item is not missing:
+        following = next(stream, missing)
+        yield item, following is missing
+        item = following
+
+
+def _skipped(loader: Any, count: int, name: str) -> Iterator[Any]:
+    """The loader's batches behind the first `count`."""
+    if count == 0:
+        return iter(loader)
+    if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
+        what = "sampler" if loader.batch_sampler is None else "batch_sampler"
+        indices = _Indices(getattr(loader, what), count)
+        stream = iter(with_indices(loader, **{what: indices}))
+        indices.prime()
+        return stream
+    rank_zero_info(f"Resuming inside an epoch: the first {count} batches of `{name}` are fetched again and left out.")
+    stream = iter(loader)
+    for _ in islice(stream, count):
+        pass
+    return stream

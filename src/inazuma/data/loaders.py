@@ -1,0 +1,225 @@
+"""The loaders of one stage: where they come from, how long they are, and how they are walked."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
+
+from inazuma.data.combined import CombinedLoader
+from inazuma.errors import MisconfigurationException, PossibleUserWarning
+from inazuma.progress import Limits, batches_of, length_of
+from inazuma.ranks import rank_zero_warn
+from inazuma.seed import pl_worker_init_function
+
+if TYPE_CHECKING:
+    from inazuma.run import Run
+
+
+class Loaders:
+    """The loaders of one stage, asked for when first needed.
+
+    Args:
+        stage: "train", "val", "test" or "predict".
+        given: loaders passed to the Trainer; None where a hook gives them.
+        owner: the datamodule or module whose `<stage>_dataloader` is asked; None where loaders were passed.
+        passed_as: how the user passed them, for messages: "Trainer.fit(train_dataloaders=...)".
+        limits: the Trainer's limits.
+    """
+
+    def __init__(self, stage: str, given: Any, owner: Any, passed_as: str, limits: Limits) -> None:
+        self.stage, self.given, self.owner, self.passed_as, self.limits = stage, given, owner, passed_as, limits
+        self.loaders: Any = None  # as the user made them: one, or a collection
+        self.combined: CombinedLoader | None = None
+        self.parts: list[Any] = []  # as they are walked
+        self.batches: list[int | float] = []  # to take of each part
+        self.seen: list[int] = []  # batches evaluated of each part, in this run
+        self.opened_in_epoch: int | None = None
+
+    @property
+    def hook(self) -> str:
+        return f"{self.stage}_dataloader"
+
+    @property
+    def name(self) -> str:
+        """Where the loaders come from, in the user's words."""
+        return self.passed_as if self.owner is None else f"{type(self.owner).__name__}.{self.hook}()"
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is anything to ask for loaders."""
+        return self.owner is not None or self.given is not None
+
+    @property
+    def limit(self) -> int | float:
+        return getattr(self.limits, f"limit_{self.stage}_batches")  # type: ignore[no-any-return]
+
+    @property
+    def is_several(self) -> bool:
+        """Whether evaluation walks several loaders one after the other."""
+        return len(self.parts) > 1 and self.combined is not None and self.combined.mode == "sequential"
+
+    @property
+    def num_batches(self) -> int | float:
+        """The number of batches of one pass over loaders that are walked side by side; `inf` where unknown."""
+        return self._side_by_side(self.batches)
+
+    def _side_by_side(self, batches: list[int | float]) -> int | float:
+        assert self.combined is not None
+        size = min if self.combined.mode == "min_size" else max
+        return size(batches, default=0)
+
+    def open(self, run: Run, epoch: int) -> bool:
+        """Ask for the loaders if they are not there yet, or are to be asked for again. Returns whether to walk them."""
+        if not self.is_there or self.limit == 0:
+            return False
+        every = self.limits.reload_dataloaders_every_n_epochs
+        is_due = self.opened_in_epoch is None or (every and run.is_fitting and epoch - self.opened_in_epoch >= every)
+        if is_due:
+            self._ask(run)
+            if not (run.is_sanity_checking and not self.limits.validates_in_epoch(epoch)):
+                self.opened_in_epoch = epoch
+            if self.stage == "train" and self.num_batches:
+                self.limits.set_val_check_batch(self.num_batches, run.validates)
+                self._warn_of_log_interval(run)
+        return self.num_batches > 0 if self.stage == "train" else sum(self.batches) > 0
+
+    def _ask(self, run: Run) -> None:
+        loaders = self.given
+        if self.owner is not None:
+            loaders = run.hooks.call(self.hook, getattr(self.owner, self.hook))
+        mode = "max_size_cycle" if self.stage == "train" else "sequential"
+        combined = loaders if isinstance(loaders, CombinedLoader) else CombinedLoader(loaders, mode)
+        self._check_mode(combined)
+        self.loaders, self.combined = loaders, combined
+        self.parts = [self._ready(part, run) for part in combined.flattened]
+        if any(new is not old for new, old in zip(self.parts, combined.flattened, strict=True)):
+            combined.flattened = self.parts
+            if not isinstance(loaders, CombinedLoader):
+                self.loaders = combined.iterables
+        self.seen = [0] * max(len(self.parts), 1)
+        self.batches = [self._length(part) for part in self.parts]
+        combined.limits = self.batches
+
+    def _check_mode(self, combined: CombinedLoader) -> None:
+        if self.stage == "train" and combined.mode == "sequential":
+            raise ValueError(
+                f'`{self.name}` gave a `CombinedLoader(mode="sequential")`, which cannot be trained on. '
+                "The available modes are: ['min_size', 'max_size_cycle', 'max_size']."
+            )
+        if self.stage == "predict" and combined.mode != "sequential":
+            raise ValueError(
+                f'`trainer.predict()` only supports the `CombinedLoader(mode="sequential")` mode, but `{self.name}` '
+                f"gave mode {combined.mode!r}."
+            )
+
+    def _ready(self, loader: Any, run: Run) -> Any:
+        """Check one loader, and adapt it where the Trainer's arguments ask for it."""
+        if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
+            raise TypeError(
+                f"An invalid dataloader was given by `{self.name}`: {loader!r} cannot be iterated. "
+                "Give a DataLoader, any other iterable of batches, or a collection of them."
+            )
+        if not isinstance(loader, DataLoader):
+            return loader
+        if os.environ.get("PL_SEED_WORKERS", "0") == "1" and loader.num_workers and loader.worker_init_fn is None:
+            loader.worker_init_fn = partial(pl_worker_init_function, rank=run.strategy.global_rank)
+        is_map_style = not isinstance(loader.dataset, IterableDataset)
+        if self.stage in ("train", "val") and self.limits.overfit_batches > 0 and run.is_fitting:
+            if is_map_style and not isinstance(loader.sampler, SequentialSampler):
+                rank_zero_warn(
+                    f"You requested to overfit but enabled {self.stage} dataloader shuffling. "
+                    f"We are turning off the {self.stage} dataloader shuffling for you."
+                )
+                return _unshuffled(loader)
+        elif self.stage != "train" and isinstance(loader.sampler, RandomSampler):
+            rank_zero_warn(
+                f"Your `{self.hook}`'s sampler has shuffling enabled, it is strongly recommended that you turn "
+                "shuffling off for val/test dataloaders.",
+                category=PossibleUserWarning,
+            )
+        if self.stage == "predict" and is_map_style and getattr(loader.batch_sampler, "drop_last", False):
+            return _with_last(loader)  # a prediction for each sample, whatever the loader was made for
+        return loader
+
+    def _length(self, part: Any) -> int | float:
+        length = length_of(part)
+        if length == 0:
+            rank_zero_warn(
+                f"The loader of `{self.name}` has no batches: the total length of `{type(part).__name__}` is zero. "
+                "Please make sure this was your intention."
+            )
+        return batches_of(self.limit, length, f"limit_{self.stage}_batches", self.name)
+
+    def _warn_of_log_interval(self, run: Run) -> None:
+        every = self.limits.log_every_n_steps
+        if run.logbook.loggers and self.num_batches < every and not self.limits.fast_dev_run:
+            rank_zero_warn(
+                f"The number of training batches ({self.num_batches}) is smaller than the logging interval"
+                f" Trainer(log_every_n_steps={every}). Set a lower value for log_every_n_steps if you want to see logs"
+                " for the training epoch.",
+                category=PossibleUserWarning,
+            )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell samplers that want to know which epoch begins."""
+        for part in self.parts:
+            batch_sampler = getattr(part, "batch_sampler", None)
+            for sampler in (getattr(part, "sampler", None), getattr(batch_sampler, "sampler", None)):
+                if callable(tell := getattr(sampler, "set_epoch", None)):
+                    tell(epoch)
+
+    def streams(self, limit: int | float | None = None) -> Iterator[tuple[int, Iterable[Any]]]:
+        """Each loader of an evaluation with its index; loaders that are walked in parallel count as one."""
+        assert self.combined is not None
+        most = math.inf if limit is None else limit
+        if self.combined.mode == "sequential":
+            for idx, (part, batches) in enumerate(zip(self.parts, self.batches, strict=True)):
+                yield idx, _first(part, min(batches, most))
+        else:
+            batches = self._side_by_side([min(batches, most) for batches in self.batches])
+            yield 0, _first((batch for batch, _, _ in self.combined), batches)
+
+    def eval_batches(self) -> list[int | float]:
+        """The number of batches of each loader."""
+        return list(self.batches)
+
+
+def _first(loader: Iterable[Any], count: int | float) -> Iterable[Any]:
+    return loader if math.isinf(count) else islice(loader, int(count))
+
+
+def with_indices(loader: DataLoader[Any], **streams: Any) -> DataLoader[Any]:
+    """A loader like this one, over other indices: `sampler=` or `batch_sampler=`. No constructor is called."""
+    view = copy.copy(loader)
+    view.__dict__.update(streams, _iterator=None)  # torch forbids setattr; persistent workers belong to the original
+    return view
+
+
+def _unshuffled(loader: DataLoader[Any]) -> DataLoader[Any]:
+    sampler = SequentialSampler(loader.dataset)  # type: ignore[arg-type]
+    if loader.batch_sampler is None:
+        return with_indices(loader, sampler=sampler)
+    batches = BatchSampler(sampler, loader.batch_size or 1, loader.drop_last)
+    return with_indices(loader, sampler=sampler, batch_sampler=batches)
+
+
+def _with_last(loader: DataLoader[Any]) -> DataLoader[Any]:
+    batches = copy.copy(loader.batch_sampler)
+    batches.drop_last = False  # type: ignore[union-attr]
+    return with_indices(loader, batch_sampler=batches, drop_last=False)
+
+
+def request_error(stage: str) -> MisconfigurationException:
+    """The error for a stage that nobody gives loaders for."""
+    words = {"train": "training", "val": "validation", "test": "test", "predict": "prediction"}
+    return MisconfigurationException(
+        f"No {words[stage]} data: `{stage}_dataloader` must be implemented in the LightningModule or the "
+        "LightningDataModule, or loaders must be passed to the Trainer."
+    )

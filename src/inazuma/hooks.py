@@ -1,0 +1,144 @@
+"""The table of events, and `Hooks`, which knows who hears each of them and calls them in order.
+
+An event goes to the callbacks in list order, then to the module. Four rows differ:
+
+    setup, teardown       datamodule, callbacks, module
+    on_sanity_check_*     callbacks
+    on_exception          callbacks, datamodule
+    on_train_epoch_end    callbacks, module, callbacks with `runs_after_module` (those that watch or save)
+
+Who overrides what is found out once, when a run is assembled: an event that nobody hears costs one dictionary lookup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from inazuma.callbacks.callback import Callback
+
+if TYPE_CHECKING:
+    from inazuma.datamodule import LightningDataModule
+    from inazuma.module import LightningModule
+    from inazuma.profilers.profiler import Profiler
+    from inazuma.trainer import Trainer
+
+
+_STAGE_EVENTS = [
+    f"on_{stage}_{moment}"
+    for stage in ("train", "validation", "test", "predict")
+    for moment in ("start", "end", "epoch_start", "epoch_end", "batch_start", "batch_end")
+]
+_STEP_EVENTS = ["on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step"]
+_CALLBACKS_ONLY = ["on_sanity_check_start", "on_sanity_check_end"]
+
+EVENTS: dict[str, tuple[str, ...]] = {
+    "setup": ("datamodule", "callbacks", "module"),
+    "teardown": ("datamodule", "callbacks", "module"),
+    **{event: ("callbacks",) for event in _CALLBACKS_ONLY},
+    "on_exception": ("callbacks", "datamodule"),
+    **{event: ("callbacks", "module") for event in ["on_fit_start", "on_fit_end", *_STAGE_EVENTS, *_STEP_EVENTS]},
+    "on_train_epoch_end": ("early callbacks", "module", "late callbacks"),
+}
+# Fired inside a batch. A checkpoint saved in one of them restarts that batch.
+INSIDE_A_BATCH = ("on_train_batch_start", *_STEP_EVENTS)
+
+
+def overrides(hearer: object, method: str, base: type) -> bool:
+    """Whether `hearer` has its own `method`: in its class, on the instance, or because it is not a `base` at all."""
+    own = getattr(hearer, method, None)
+    return own is not None and getattr(own, "__func__", own) is not getattr(base, method, None)
+
+
+def timed(profiler: Profiler, action: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    """`call` with its time booked under `action`."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with profiler.profile(action):
+            return call(*args, **kwargs)
+
+    return run
+
+
+class Hooks:
+    """Who hears which event of one run.
+
+    `where` is the name of the hook or step that runs now ("" between them); it is written before user code is entered,
+    so that `self.log` and error messages know.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        module_base: type[LightningModule],
+        callbacks: Sequence[Callback],
+        datamodule: LightningDataModule | None = None,
+        profiler: Profiler | None = None,
+    ) -> None:
+        self.where = ""
+        self._trainer, self._module, self._module_base = trainer, module, module_base
+        self._datamodule, self._profiler = datamodule, profiler
+        self.table: dict[str, tuple[Callable[..., Any], ...]] = {}
+        self.hear(callbacks)
+
+    def hear(self, callbacks: Sequence[Callback]) -> None:
+        """Build the table for these callbacks."""
+        self.table = {event: tuple(self._hearers(event, order, callbacks)) for event, order in EVENTS.items()}
+
+    def _hearers(
+        self, event: str, order: tuple[str, ...], callbacks: Sequence[Callback]
+    ) -> Iterable[Callable[..., Any]]:
+        for who in order:
+            if who == "module":
+                if overrides(self._module, event, self._module_base):
+                    yield self.verb(event, getattr(self._module, event))
+                elif event == "on_train_batch_start" and callbacks:
+                    yield _no_answer  # -1 from a callback does not end the epoch, from the module it does
+            elif who == "datamodule":
+                if self._datamodule is not None:
+                    action = f"[LightningDataModule]{type(self._datamodule).__name__}.{event}"
+                    yield self._timed(action, getattr(self._datamodule, event))
+            else:
+                for callback in callbacks:
+                    if who == "callbacks" or (who == "late callbacks") == callback.runs_after_module:
+                        yield from self._of_callback(callback, event)
+
+    def _of_callback(self, callback: Callback, event: str) -> Iterable[Callable[..., Any]]:
+        if overrides(callback, event, Callback):
+            call = partial(getattr(callback, event), self._trainer, self._module)
+            yield self._timed(f"[Callback]{callback.state_key}.{event}", call)
+
+    @property
+    def seen_by_callbacks(self) -> tuple[Trainer, LightningModule]:
+        """The first two arguments of every hook of a callback."""
+        return self._trainer, self._module
+
+    def _timed(self, action: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        return call if self._profiler is None else timed(self._profiler, action, call)
+
+    def verb(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """A method of the module with exactly one implementer, timed when a profiler listens."""
+        return self._timed(f"[LightningModule]{type(self._module).__name__}.{name}", call)
+
+    def fire(self, event: str, *args: Any) -> Any:
+        """Call everybody who hears `event`. Returns the answer of the last one."""
+        answer = None
+        if calls := self.table[event]:
+            outer, self.where = self.where, event
+            for call in calls:
+                answer = call(*args)
+            self.where = outer
+        return answer
+
+    def call(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call one method of user code outside the events, under its name."""
+        outer, self.where = self.where, name
+        answer = call(*args, **kwargs)
+        self.where = outer
+        return answer
+
+
+def _no_answer(*_: Any) -> None:
+    return None

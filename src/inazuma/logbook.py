@@ -1,0 +1,549 @@
+"""`self.log`: keep what the user logs, reduce it, and show it to callbacks, the progress bar and loggers.
+
+A logged value stays on its device as a tensor: a call of `log` costs a dictionary lookup, a tuple comparison and two or
+three small tensor operations. Values become Python numbers only where somebody shows or stores them (`as_numbers`; the
+only place here that waits for the device).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from inazuma.errors import MisconfigurationException, PossibleUserWarning
+from inazuma.ranks import WarningCache
+from inazuma.tree import batch_size_of
+
+if TYPE_CHECKING:
+    from inazuma.loggers.logger import Logger
+
+Reduce = Callable[[Tensor, str, Any], Tensor]  # (value, "mean" | "sum" | "min" | "max", group) -> over all ranks
+
+# Where `self.log` may be called, and what `on_step=None, on_epoch=None` mean there (spec: hooks of one step log the
+# step, hooks of one evaluation batch log its mean, hooks of an epoch can only log the epoch).
+_STEP_HOOKS = frozenset(
+    "training_step on_train_batch_start on_train_batch_end on_before_zero_grad optimizer_zero_grad on_before_backward"
+    " backward on_after_backward on_before_optimizer_step optimizer_step configure_gradient_clipping"
+    " clip_gradients".split()
+)
+_EVAL_HOOKS = frozenset(
+    "validation_step test_step on_validation_batch_start on_validation_batch_end on_test_batch_start"
+    " on_test_batch_end".split()
+)
+_EPOCH_HOOKS = frozenset(
+    f"on_{stage}_{moment}"
+    for stage in ("train", "validation", "test")
+    for moment in ("start", "epoch_start", "epoch_end")
+)
+_REDUCTIONS: dict[Any, str] = {
+    **{name: name for name in ("min", "max", "mean", "sum")},
+    "avg": "mean",
+    torch.mean: "mean",
+    torch.sum: "sum",
+    torch.min: "min",
+    torch.max: "max",
+    min: "min",
+    max: "max",
+    sum: "sum",
+}
+_START = {"mean": 0.0, "sum": 0.0, "min": math.inf, "max": -math.inf}
+
+
+class Metric(Protocol):
+    """What the logbook needs of a `torchmetrics.Metric`."""
+
+    _forward_cache: Any
+
+    def compute(self) -> Any: ...
+
+    def reset(self) -> None: ...
+
+
+class Source(Protocol):
+    """What the logbook needs to know of the run: which hook runs now."""
+
+    where: str
+
+
+@dataclass(frozen=True)
+class Flags:
+    """How one name is logged: the arguments of `self.log`, with the defaults of the hook filled in."""
+
+    prog_bar: bool
+    logger: bool
+    on_step: bool
+    on_epoch: bool
+    reduction: str
+    enable_graph: bool
+    sync_dist: bool
+    add_dataloader_idx: bool
+    metric_attribute: str | None
+    rank_zero_only: bool
+
+
+class Entry:
+    """One logged name of one hook: its flags, its last value and its running reduction."""
+
+    def __init__(self, hook: str, name: str, dataloader_idx: int | None, flags: Flags) -> None:
+        self.hook, self.dataloader_idx, self.flags = hook, dataloader_idx, flags
+        self.asked: tuple[Any, ...] = ()  # the arguments as the user wrote them, to compare fast
+        self.sync_group: Any = None
+        self.metric: Metric | None = None
+        suffix = f"/dataloader_idx_{dataloader_idx}" if flags.add_dataloader_idx and dataloader_idx is not None else ""
+        is_forked = flags.on_step and flags.on_epoch
+        self.name = name + suffix
+        self.step_name = f"{name}_step{suffix}" if is_forked else self.name
+        self.epoch_name = f"{name}_epoch{suffix}" if is_forked else self.name
+        # what `add` reads, without a second dot
+        self.on_step, self.on_epoch, self.reduction = flags.on_step, flags.on_epoch, flags.reduction
+        self.weighs = self.on_epoch and self.reduction == "mean"
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the values; the entry shows nothing until it is logged again."""
+        self.is_empty = True
+        self.last: Tensor | None = None
+        self.total: Tensor | None = None
+        self.weight: float = 0.0
+        self.computed: Tensor | None = None
+
+    def add(self, value: Tensor, batch_size: float) -> None:
+        """Take in one value: a floating scalar. `batch_size` is its weight in a mean."""
+        self.is_empty = False
+        if not self.flags.enable_graph:
+            value = value.detach()
+        if self.on_step:
+            self.last = value.clone()  # the user may go on to change the logged tensor in place
+        if not self.on_epoch:
+            return
+        self.computed = None
+        if self.total is None:
+            with torch.inference_mode(False):  # nothing could be added to an inference tensor later
+                self.total = torch.full_like(value, _START[self.reduction], requires_grad=False)
+        if self.reduction == "mean":
+            self.weight += batch_size
+            if value.requires_grad:
+                self.total = self.total + value * batch_size
+            else:
+                self.total.add_(value, alpha=batch_size)
+        elif self.reduction == "sum":
+            self.total = self.total + value
+        elif self.reduction == "min":
+            self.total = torch.minimum(self.total, value)
+        else:
+            self.total = torch.maximum(self.total, value)
+
+    def step_value(self, reduce: Reduce) -> Tensor | None:
+        """The last value logged; None where only the epoch is."""
+        if not self.on_step:
+            return None
+        if self.metric is not None:
+            return _metric_value(self.metric._forward_cache, self.name)
+        if self.last is not None and self._syncs:
+            return reduce(self.last.clone(), self.reduction, self.sync_group)
+        return self.last
+
+    def epoch_value(self, reduce: Reduce) -> Tensor | None:
+        """The reduction of all values logged since the last reset; None where only steps are."""
+        if self.on_epoch and self.computed is None:
+            if self.metric is not None:
+                self.computed = _metric_value(self.metric.compute(), self.name)
+            elif self.total is not None:
+                self.computed = self._reduced(self.total, reduce)
+        return self.computed
+
+    def _reduced(self, total: Tensor, reduce: Reduce) -> Tensor:
+        if self.reduction != "mean":
+            return reduce(total.clone(), self.reduction, self.sync_group) if self._syncs else total.clone()
+        if not self._syncs:
+            return total / self.weight
+        sums = reduce(torch.stack([total, torch.full_like(total, self.weight)]), "sum", self.sync_group)
+        return sums[0] / sums[1]
+
+    @property
+    def _syncs(self) -> bool:
+        return self.flags.sync_dist and not self.flags.rank_zero_only
+
+
+def _metric_value(value: Any, name: str) -> Tensor | None:
+    if value is None or isinstance(value, Tensor):
+        return None if value is None else value.detach()
+    raise ValueError(
+        f"The `.compute()` return of the metric logged as {name!r} must be a tensor. Found {value}. "
+        "Log the parts of a larger result one by one, or with `self.log_dict`."
+    )
+
+
+class Results:
+    """The entries of one stage. Training keeps its own while validation runs in between."""
+
+    def __init__(self, is_training: bool) -> None:
+        self.is_training = is_training
+        self.entries: dict[tuple[str, str, int | None], Entry] = {}
+        self.dataloader_idx: int | None = None  # of the batch in work, where a stage has several loaders
+        # True in the first batch of an epoch, False in later ones, None outside of batches. Inside of batches step
+        # values are shown, outside epoch values.
+        self.first_batch: bool | None = None
+        self.last_hook: str | None = None
+        self.logs_steps = False  # whether any entry shows step values to loggers
+
+    def reset(self) -> None:
+        """Forget all values, those of torchmetrics too."""
+        for entry in self.entries.values():
+            entry.reset()
+            if entry.metric is not None:
+                entry.metric.reset()
+        self.first_batch = self.last_hook = None
+
+    def reset_hook(self, hook: str) -> None:
+        """Start a hook's reductions afresh; torchmetrics keep what they saw until the epoch ends."""
+        for entry in self.entries.values():
+            if entry.hook == hook and entry.dataloader_idx == self.dataloader_idx and entry.metric is None:
+                entry.reset()
+
+    def visible(self) -> Iterator[Entry]:
+        return (e for e in self.entries.values() if not e.is_empty and e.dataloader_idx == self.dataloader_idx)
+
+
+class Logbook:
+    """All that is logged in one run, and the dictionaries that show it.
+
+    Args:
+        source: knows which hook runs now, by its attribute `where`.
+        reduce: reduces a tensor over the ranks.
+        device: where Python numbers become tensors.
+        loggers: what `report` writes to.
+    """
+
+    def __init__(self, source: Source, reduce: Reduce, device: torch.device, loggers: Sequence[Logger]) -> None:
+        self.source, self.reduce, self.device, self.loggers = source, reduce, device, loggers
+        self.results: Results | None = None  # None: nothing can be logged now
+        self.batch: Any = None
+        self.batch_size: int | None = None
+        self.callback: dict[str, Tensor] = {}
+        self.logged: dict[str, Tensor] = {}
+        self.progress_bar: dict[str, float] = {}
+        self._said = WarningCache()
+
+    # Taking in
+
+    def log(
+        self,
+        name: str,
+        value: Any,
+        prog_bar: bool = False,
+        logger: bool | None = None,
+        on_step: bool | None = None,
+        on_epoch: bool | None = None,
+        reduce_fx: Any = "mean",
+        enable_graph: bool = False,
+        sync_dist: bool = False,
+        sync_dist_group: Any = None,
+        add_dataloader_idx: bool = True,
+        batch_size: int | None = None,
+        metric_attribute: str | None = None,
+        rank_zero_only: bool = False,
+        attribute_of: Callable[[str, Any, str | None], str] | None = None,
+    ) -> None:
+        """See `LightningModule.log`. `attribute_of` names the module's attribute that holds a metric."""
+        asked = (
+            prog_bar,
+            logger,
+            on_step,
+            on_epoch,
+            reduce_fx,
+            enable_graph,
+            sync_dist,
+            sync_dist_group,
+            add_dataloader_idx,
+            metric_attribute,
+            rank_zero_only,
+        )
+        results = self.results
+        if results is None:
+            raise self._not_here(name)
+        hook = self.source.where
+        entry = results.entries.get((hook, name, results.dataloader_idx))
+        if entry is None or entry.asked != asked:
+            entry = self._entry(results, name, asked, value, attribute_of)
+        if results.last_hook != hook:
+            if results.first_batch is not False:
+                results.reset_hook(hook)
+            results.last_hook = hook
+        if entry.metric is not None:
+            entry.is_empty, entry.computed = False, None
+            return
+        if type(value) is not Tensor or value.dim() or value.dtype not in (torch.float32, torch.float64):
+            value = self._as_scalar(name, value)
+        if batch_size is None and entry.weighs:
+            batch_size = self.batch_size
+            if batch_size is None:
+                batch_size = self.batch_size = self._size_of_batch()
+        entry.add(value, 1 if batch_size is None else batch_size)
+
+    def _entry(
+        self,
+        results: Results,
+        name: str,
+        asked: tuple[Any, ...],
+        value: Any,
+        attribute_of: Callable[[str, Any, str | None], str] | None,
+    ) -> Entry:
+        """The entry for this name in this hook: checked, and made where there is none."""
+        hook = self.source.where
+        flags = self._flags(name, hook, asked)
+        is_metric = _is_metric(value)
+        if is_metric and attribute_of is not None and flags.metric_attribute is None:
+            flags = Flags(**{**vars(flags), "metric_attribute": attribute_of(name, value, None)})
+        key = (hook, name, results.dataloader_idx)
+        entry = results.entries.get(key)
+        if entry is None:
+            if not is_metric:
+                self._as_scalar(name, value)  # refuse before an entry is there
+            entry = results.entries[key] = Entry(hook, name, results.dataloader_idx, flags)
+            results.logs_steps |= flags.on_step and flags.logger
+            if is_metric:
+                entry.metric = value
+        elif entry.flags != flags:
+            raise MisconfigurationException(
+                f"You called `self.log({name!r}, ...)` twice in `{hook}` with different arguments: first {entry.flags}, "
+                f"now {flags}. Log it under another name, or with the same arguments."
+            )
+        entry.asked, entry.sync_group = asked, asked[7]
+        return entry
+
+    def _flags(self, name: str, hook: str, asked: tuple[Any, ...]) -> Flags:
+        prog_bar, logger, on_step, on_epoch, reduce_fx, graph, sync, _, add_idx, attribute, zero_only = asked
+        if hook in _STEP_HOOKS:
+            default_step, default_epoch = True, False
+        elif hook in _EVAL_HOOKS:
+            default_step, default_epoch = False, True
+        elif hook in _EPOCH_HOOKS:
+            default_step, default_epoch = False, True
+            if on_step or on_epoch is False:
+                raise MisconfigurationException(
+                    f"You can't `self.log({name!r}, on_step={on_step}, on_epoch={on_epoch})` inside `{hook}`: it runs "
+                    "once an epoch. Must be on_step=False, on_epoch=True (the defaults)."
+                )
+        else:
+            raise self._not_here(name)
+        on_step = default_step if on_step is None else on_step
+        on_epoch = default_epoch if on_epoch is None else on_epoch
+        if not on_step and not on_epoch:
+            raise MisconfigurationException(
+                f"`self.log({name!r}, on_step=False, on_epoch=False)` is not useful: nothing would be kept. "
+                "Set one of them."
+            )
+        if add_idx and "/dataloader_idx_" in name:
+            raise MisconfigurationException(
+                f"You called `self.log` with the key `{name}` but it should not contain information like "
+                "`dataloader_idx`: that is added for you. Pass add_dataloader_idx=False to choose the whole name."
+            )
+        reduction = _REDUCTIONS.get(reduce_fx.lower() if isinstance(reduce_fx, str) else reduce_fx)
+        if reduction is None:
+            raise MisconfigurationException(
+                "Only `self.log(..., reduce_fx={min,max,mean,sum})` are supported. If you need a custom reduction, log "
+                f"a `torchmetrics.Metric` instead. Found: {reduce_fx}"
+            )
+        if logger and not self.loggers:
+            self._said.warn(
+                f"You called `self.log({name!r}, ..., logger=True)` but have no logger configured. You can enable one "
+                "by doing `Trainer(logger=ALogger(...))`"
+            )
+        use_logger = True if logger is None else logger
+        return Flags(prog_bar, use_logger, on_step, on_epoch, reduction, graph, sync, add_idx, attribute, zero_only)
+
+    def _not_here(self, name: str) -> MisconfigurationException:
+        hook = self.source.where
+        if not hook:
+            return MisconfigurationException(
+                f"You are trying to `self.log({name!r}, ...)` but it is not managed by the `Trainer` control flow: no "
+                "step or hook of the Trainer is running. Call it from a step or hook, and do not call those yourself."
+            )
+        return MisconfigurationException(
+            f"You can't `self.log({name!r}, ...)` inside `{hook}`. Log in a training, validation or test step, or in "
+            f"the hooks around batches and epochs{_unless_predict(hook)}."
+        )
+
+    def _as_scalar(self, name: str, value: Any) -> Tensor:
+        """`value` as a tensor of shape [] and at least float32."""
+        if isinstance(value, Tensor):
+            if value.numel() != 1:
+                raise ValueError(
+                    f"`self.log({name!r}, {value})` was called, but the tensor must have a single element. It has shape "
+                    f"{list(value.shape)}: take its mean, or log the elements under names of their own."
+                )
+            if not value.is_floating_point() and value.dtype is not torch.bool:
+                self._said.warn(
+                    f"You called `self.log({name!r}, ...)` in your `{self.source.where}` but the value needs to be "
+                    "floating to be reduced. Converting it to torch.float32. You can silence this warning by "
+                    "converting the value to floating point yourself. If you don't intend to reduce the value (for "
+                    f"instance when logging the global step or epoch) then you can use `self.logger.log_metrics("
+                    f"{{{name!r}: ...}})` instead."
+                )
+            if value.dtype not in (torch.float32, torch.float64):
+                value = value.to(torch.float32)
+            return value.reshape(())
+        if hasattr(value, "item") and not isinstance(value, (str, bytes)):  # numpy's scalars
+            value = value.item()
+        if isinstance(value, (bool, int, float)):
+            return torch.full((), float(value), dtype=torch.float32, device=self.device)  # does not wait for the device
+        raise ValueError(
+            f"`self.log({name!r}, {value!r})` was called, but `{type(value).__name__}` values cannot be logged. Give a "
+            "number, a tensor with one element or a torchmetrics.Metric; a dict goes to `self.log_dict`."
+        )
+
+    def _size_of_batch(self) -> int:
+        if self.batch is None:
+            return 1
+        size, is_certain = batch_size_of(self.batch)
+        if size is None:
+            raise MisconfigurationException(
+                f"inazuma could not infer the batch size from the batch of type {type(self.batch).__name__} to weigh a "
+                f"mean logged in `{self.source.where}`. To ensure the average is correct, pass it: "
+                "`self.log(..., batch_size=batch_size)`."
+            )
+        if not is_certain:
+            self._said.warn(
+                "Trying to infer the `batch_size` from an ambiguous collection. The batch size we found is "
+                f"{size}. To avoid any miscalculations, use `self.log(..., batch_size=batch_size)`."
+            )
+        return size
+
+    # Moments of a run
+
+    def begin_batch(self, batch: Any, dataloader_idx: int | None = None) -> None:
+        """A batch is about to be used; sizes are inferred from it, values count as its."""
+        self.batch, self.batch_size = batch, None
+        if (results := self.results) is not None:
+            results.first_batch = results.first_batch is None
+            results.dataloader_idx = dataloader_idx
+
+    def end_batch(self) -> None:
+        self.batch = self.batch_size = None
+
+    def end_batches(self) -> dict[str, Tensor]:
+        """The last batch of an epoch, or of a loader, is done: from here epoch values are shown. Returns them."""
+        self.update()
+        if self.results is not None:
+            self.results.first_batch = None
+        return self.update()[0]
+
+    def end_epoch(self) -> dict[str, Tensor]:
+        """The hooks of the epoch's end are done. Returns the values of the epoch for loggers."""
+        if self.results is not None:
+            self.results.last_hook = None
+        return self.update()[0]
+
+    def clear(self) -> None:
+        """Forget everything that is shown, and the values behind it."""
+        if self.results is not None:
+            self.results.reset()
+        self.callback, self.logged, self.progress_bar = {}, {}, {}
+
+    # Showing
+
+    def update(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Bring what is shown up to date. Returns what is new for loggers and for callbacks."""
+        logged: dict[str, Tensor] = {}
+        callback: dict[str, Tensor] = {}
+        if (results := self.results) is None:
+            return logged, callback
+        shows_steps = results.first_batch is not None
+        for entry in results.visible():
+            value = entry.step_value(self.reduce) if shows_steps else entry.epoch_value(self.reduce)
+            if value is None:
+                continue
+            name = entry.step_name if shows_steps else entry.epoch_name
+            if entry.flags.logger:
+                logged[name] = value
+            if results.is_training or not shows_steps:
+                callback[entry.name] = callback[name] = value
+            if entry.flags.prog_bar:
+                self.progress_bar[name] = value  # type: ignore[assignment]  # a number once somebody looks
+        self.callback.update(callback)
+        self.logged.update(logged)
+        return logged, callback
+
+    def progress_bar_numbers(self) -> dict[str, float]:
+        """What the progress bar shows, as numbers. Waits for the device."""
+        self.update()
+        self.progress_bar = as_numbers(self.progress_bar)
+        return self.progress_bar
+
+    def report(self, metrics: dict[str, Any], step: int, epoch: int | None) -> None:
+        """Hand metrics to all loggers. Waits for the device.
+
+        Args:
+            metrics: names and scalars. A metric named "step" takes the place of `step`.
+            step: the x axis.
+            epoch: added to the metrics; None adds nothing and leaves "step" a metric like others.
+        """
+        if not self.loggers or not metrics:
+            return
+        self.logged.update(metrics)
+        numbers = as_numbers(metrics)
+        if epoch is not None:
+            if (own_step := numbers.pop("step", None)) is not None:
+                step = int(own_step)
+            else:
+                numbers.setdefault("epoch", epoch)
+        for logger in self.loggers:
+            logger.log_metrics(metrics=numbers, step=step)
+            logger.save()
+
+    # State
+
+    def state_dict(self, training: Results) -> dict[str, Any]:
+        """Everything that a resumed run needs to show and report what the straight run would."""
+        entries = [
+            {
+                "key": list(key),
+                "flags": dict(vars(entry.flags)),
+                "values": {
+                    "is_empty": entry.is_empty,
+                    "last": entry.last,
+                    "total": None if entry.total is None else entry.total.detach().clone(),  # it is added to in place
+                    "weight": entry.weight,
+                    "computed": entry.computed,
+                },
+                "is_metric": entry.metric is not None,
+            }
+            for key, entry in training.entries.items()
+        ]
+        moment = {"first_batch": training.first_batch, "last_hook": training.last_hook}
+        shown = {"callback": self.callback, "logged": self.logged, "progress_bar": self.progress_bar}
+        return {"entries": entries, "moment": moment, "shown": {name: dict(d) for name, d in shown.items()}}
+
+    def load_state_dict(self, state: dict[str, Any], training: Results, metric_at: Callable[[str], Metric]) -> None:
+        """Take back what `state_dict` gave. `metric_at` finds a torchmetrics object by the module's attribute."""
+        for item in state["entries"]:
+            hook, name, idx = item["key"]
+            entry = training.entries[hook, name, idx] = Entry(hook, name, idx, Flags(**item["flags"]))
+            entry.__dict__.update(item["values"])
+            training.logs_steps |= entry.on_step and entry.flags.logger
+            if item["is_metric"]:
+                entry.metric = metric_at(item["flags"]["metric_attribute"])
+        training.__dict__.update(state["moment"])
+        self.callback, self.logged, self.progress_bar = (
+            dict(state["shown"][name]) for name in ("callback", "logged", "progress_bar")
+        )
+
+
+def as_numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    """Tensors to Python numbers. Waits for the device: the one place of logging that does."""
+    return {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
+
+
+def _is_metric(value: Any) -> bool:
+    """Whether `value` is a `torchmetrics.Metric`, found without importing torchmetrics."""
+    return not isinstance(value, Tensor) and all(hasattr(value, n) for n in ("_forward_cache", "compute", "reset"))
+
+
+def _unless_predict(hook: str) -> str:
+    return "; predicting does not log" if "predict" in hook else ""

@@ -1,0 +1,355 @@
+"""Run: what one call of the Trainer needs, and `assemble`, which builds it step by step.
+
+Everything that can be known before the first batch is found out here and not asked again.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from inazuma import loop
+from inazuma.callbacks.callback import Callback
+from inazuma.checkpoint.state import restore_module, restore_training
+from inazuma.data.batches import Batches
+from inazuma.data.loaders import Loaders, request_error
+from inazuma.data.transfer import Transfer, make_transfer
+from inazuma.datahooks import DataHooks
+from inazuma.errors import MisconfigurationException, PossibleUserWarning
+from inazuma.hooks import INSIDE_A_BATCH, Hooks, overrides
+from inazuma.logbook import Logbook, Results
+from inazuma.module import LightningModule
+from inazuma.optim import LightningOptimizer, LRSchedulerConfig, configure, optimizer_to
+from inazuma.precision.precision import Precision
+from inazuma.progress import Limits, Progress
+from inazuma.ranks import WarningCache, rank_zero_warn
+from inazuma.seed import capture_rng
+from inazuma.states import RunningStage, TrainerFn, TrainerState
+from inazuma.strategies.strategy import Strategy
+from inazuma.tree import recursive_detach
+
+if TYPE_CHECKING:
+    from inazuma.datamodule import LightningDataModule
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """The state at the last moment from which a run can be repeated: what a checkpoint saved in between holds.
+
+    Args:
+        rng: the random generators then.
+        progress: the position then; None where it has not moved since (in validation).
+        logbook: the logged values then; None where those of training have not changed since.
+    """
+
+    rng: dict[str, Any]
+    progress: Progress | None = None
+    logbook: dict[str, Any] | None = None
+
+
+@dataclass
+class Run:
+    """The nouns of one call of `fit`, `validate`, `test` or `predict`. The loop works on them."""
+
+    module: LightningModule
+    datamodule: LightningDataModule | None
+    strategy: Strategy
+    precision: Precision
+    callbacks: list[Callback]
+    hooks: Hooks
+    logbook: Logbook
+    limits: Limits
+    progress: Progress
+    state: TrainerState
+    loaders: dict[str, Loaders]
+    check_signals: Callable[[], None]
+    gradient_clip_val: float | None = None
+    gradient_clip_algorithm: str | None = None
+
+    optimizers: list[Optimizer] = field(default_factory=list)
+    proxies: list[LightningOptimizer] = field(default_factory=list)
+    schedulers: list[LRSchedulerConfig] = field(default_factory=list)
+    training_results: Results = field(default_factory=lambda: Results(is_training=True))
+    evaluation_results: Results = field(default_factory=lambda: Results(is_training=False))
+    boundary: Boundary | None = None  # set while something runs that can only be repeated from its beginning
+    window: Boundary | None = None  # the beginning of the accumulation window in work
+    resume_rng: dict[str, Any] | None = None  # of the checkpoint this run was resumed from
+    resumes_inside_an_epoch: bool = False
+
+    def __post_init__(self) -> None:
+        module = self.module
+        self.batches = Batches(self.train)
+        self.is_automatic = module.automatic_optimization
+        self.is_fitting = self.state.fn is TrainerFn.FITTING
+        self.validates = self.is_fitting and self.val.is_there and self.overrides("validation_step")
+        self.validates = self.validates and self.limits.limit_val_batches > 0
+        clipping = ("configure_gradient_clipping", "clip_gradients")
+        self.clips = bool(self.gradient_clip_val) or any(map(self.overrides, clipping))
+        self.checks_grad = not self.overrides("backward")
+        self.marks_windows = self._may_save_inside_a_batch()
+        self.forward_context: Callable[[], AbstractContextManager[Any]] = self.precision.forward_context
+        self.training_step = self.hooks.verb("training_step", module.training_step)
+        self.takes_batch_idx = takes_index(module.training_step)
+        self.optimizer_step = self.hooks.verb("optimizer_step", module.optimizer_step)
+        self.backward = self.hooks.verb("backward", module.backward)
+        self.transfer: Transfer = make_transfer(
+            module, self.datamodule, self.hooks, self.precision.convert_input, self.strategy.root_device
+        )
+        self._said = WarningCache()
+
+    @property
+    def train(self) -> Loaders:
+        return self.loaders["train"]
+
+    @property
+    def val(self) -> Loaders:
+        return self.loaders["val"]
+
+    @property
+    def is_sanity_checking(self) -> bool:
+        return self.state.stage is RunningStage.SANITY_CHECKING
+
+    def overrides(self, method: str) -> bool:
+        """Whether the user's module has its own `method`."""
+        return overrides(self.module, method, LightningModule)
+
+    def warn_once(self, message: str) -> None:
+        self._said.warn(message)
+
+    def _may_save_inside_a_batch(self) -> bool:
+        theirs = [c for c in self.callbacks if not type(c).__module__.startswith("inazuma.")]
+        return any(
+            self.overrides(event) or any(overrides(callback, event, Callback) for callback in theirs)
+            for event in INSIDE_A_BATCH
+        )
+
+    def enter_batch(self) -> None:
+        """A batch begins. A checkpoint saved inside of it starts the accumulation window anew: no weight changes in it.
+
+        Costs nothing unless code of the user's runs inside of batches and could save one.
+        """
+        if self.marks_windows:
+            if self.progress.batch % self.limits.accumulate_grad_batches == 0:
+                state = self.logbook.state_dict(self.training_results)
+                self.window = Boundary(capture_rng(), replace(self.progress), state)
+            self.boundary = self.window
+
+    def enter_validation(self) -> None:
+        """Validation begins. A checkpoint saved inside of it starts it anew."""
+        self.boundary = Boundary(capture_rng())
+
+    def position(self) -> Progress:
+        """Where a checkpoint saved now continues."""
+        return self.progress if self.boundary is None or self.boundary.progress is None else self.boundary.progress
+
+    def rng_state(self) -> dict[str, Any]:
+        return capture_rng() if self.boundary is None else self.boundary.rng
+
+    def logbook_state(self) -> dict[str, Any]:
+        if self.boundary is None or self.boundary.logbook is None:
+            return self.logbook.state_dict(self.training_results)
+        return self.boundary.logbook
+
+    def set_optimizers(self, optimizers: Sequence[Optimizer]) -> None:
+        """Take these optimizers, and make the proxies whose `step` goes through precision and hooks."""
+        self.optimizers = list(optimizers)
+        make = self._automatic_step if self.is_automatic else self._manual_step
+        no_sync = self.strategy.no_sync
+        self.proxies = [LightningOptimizer(o, make(o), self.module, no_sync) for o in self.optimizers]
+
+    def _automatic_step(self, optimizer: Optimizer) -> Callable[..., Any]:
+        return partial(self.precision.step, ready=partial(loop.before_step, self, optimizer))
+
+    def _manual_step(self, optimizer: Optimizer) -> Callable[..., Any]:
+        return partial(loop.manual_step, self)
+
+    def evaluation_step(self, name: str) -> Callable[..., Any]:
+        """A step of the module as a function of `(batch, batch_idx)`, or `(batch, batch_idx, dataloader_idx)`."""
+        step = self.hooks.verb(name, getattr(self.module, name))
+        if takes_index(getattr(self.module, name)):
+            return step
+        return lambda batch, *_: step(batch)
+
+    def check_dataloader_idx(self, kind: str, loaders: Loaders) -> None:
+        """Refuse hooks whose signature does not fit the number of loaders.
+
+        Raises:
+            RuntimeError: several loaders and no `dataloader_idx`, or one loader and a `dataloader_idx` without default.
+        """
+        for name in (f"{kind}_step", f"on_{kind}_batch_start", f"on_{kind}_batch_end"):
+            if not self.overrides(name):
+                continue
+            parameters = inspect.signature(getattr(self.module, name)).parameters
+            takes_any = any(p.kind is p.VAR_POSITIONAL or p.kind is p.VAR_KEYWORD for p in parameters.values())
+            wanted = parameters.get("dataloader_idx")
+            where = f"`{type(self.module).__name__}.{name}`"
+            if loaders.is_several and wanted is None and not takes_any:
+                raise RuntimeError(
+                    f"You provided multiple `{loaders.hook}`, but no `dataloader_idx` argument in {where}. "
+                    f"Try adding `dataloader_idx=0` to its signature."
+                )
+            if not loaders.is_several and wanted is not None and wanted.default is wanted.empty:
+                raise RuntimeError(
+                    f"You provided only a single `{loaders.hook}`, but have included `dataloader_idx` in {where}. "
+                    "Either remove the argument or give it a default value i.e. `dataloader_idx=0`."
+                )
+
+    @staticmethod
+    def to_cpu(output: Any) -> Any:
+        """Predictions are kept on the CPU, where there is room."""
+        return recursive_detach(output, to_cpu=True)
+
+
+def takes_index(step: Callable[..., Any]) -> bool:
+    """Whether a step wants `batch_idx`: by that name, as a second parameter of any name, or among `*args`."""
+    parameters = inspect.signature(step).parameters.values()
+    if any(p.name == "batch_idx" or p.kind is p.VAR_POSITIONAL for p in parameters):
+        return True
+    return len([p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]) >= 2
+
+
+def assemble(
+    run: Run,
+    resume: Callable[[], tuple[Any, dict[str, Any] | None]],
+    log_hyperparameters: bool,
+) -> None:
+    """Make a run ready to start, in Lightning's order.
+
+    Args:
+        run: the run.
+        resume: reads the checkpoint to resume from, once the setup hooks are done: `(its path, its content or None)`.
+        log_hyperparameters: give the hyper-parameters of module and datamodule to the loggers.
+    """
+    hooks, module, datamodule, strategy = run.hooks, run.module, run.datamodule, run.strategy
+    stage = str(run.state.fn)
+    check(run)
+    for owner, base in ((datamodule, DataHooks), (module, DataHooks)):
+        if owner is not None and overrides(owner, "prepare_data", base):
+            hooks.call("prepare_data", owner.prepare_data)
+    for logger in run.logbook.loggers:
+        logger.experiment  # noqa: B018  # makes the run's folder, before anybody writes into it
+    hooks.fire("setup", stage)
+    with run.precision.init_context():
+        hooks.call("configure_model", module.configure_model)
+    path, checkpoint = resume()
+    if checkpoint is not None:
+        restore_module(run, checkpoint)
+    run.precision.convert_module(module)
+    strategy.module_to_device(module)
+    if run.is_fitting:
+        optimizers, run.schedulers[:] = hooks.call("configure_optimizers", configure, module)
+        run.set_optimizers(optimizers)
+        for optimizer in optimizers:
+            optimizer_to(optimizer, strategy.root_device)
+        hooks.fire("on_fit_start")
+    if log_hyperparameters:
+        _log_hyperparameters(run)
+    if checkpoint is not None and run.is_fitting:
+        restore_training(run, checkpoint, path)
+
+
+def check(run: Run) -> None:
+    """Find out, before any work, whether the module can do what is asked of it.
+
+    Raises:
+        MisconfigurationException: a step, loader or optimizer is missing, or arguments contradict the module.
+        NotImplementedError: a hook of an old Lightning that would never be called.
+    """
+    module, name, fn = run.module, type(run.module).__name__, run.state.fn
+    for old, new in (("training", "train"), ("validation", "validation"), ("test", "test")):
+        if callable(getattr(module, f"{old}_epoch_end", None)):
+            raise NotImplementedError(
+                f"Support for `{old}_epoch_end` has been removed in v2.0.0. `{name}` implements this method. "
+                f"Use the `on_{new}_epoch_end` hook instead, and keep the outputs of the steps yourself."
+            )
+    if fn is TrainerFn.FITTING:
+        _check_fit(run)
+    elif fn is TrainerFn.PREDICTING:
+        _need_loader(run, "predict")
+        if not run.overrides("predict_step") and not overrides(module, "forward", LightningModule):
+            raise MisconfigurationException(
+                f"`trainer.predict()` requires `forward` (or `predict_step`) method to run; `{name}` has neither."
+            )
+    else:
+        kind, stage = ("validation", "val") if fn is TrainerFn.VALIDATING else ("test", "test")
+        _need_loader(run, stage)
+        if not run.overrides(f"{kind}_step"):
+            raise MisconfigurationException(
+                f"No `{kind}_step()` method defined to run `Trainer.{fn}`. Write `{name}.{kind}_step(batch, batch_idx)`."
+            )
+
+
+def _check_fit(run: Run) -> None:
+    module, name, limits = run.module, type(run.module).__name__, run.limits
+    for method in ("training_step", "configure_optimizers"):
+        if not run.overrides(method):
+            near = difflib.get_close_matches(method, [m for m in vars(type(module)) if callable(getattr(module, m))], 1)
+            hint = f" Did you mean it by `{near[0]}`?" if near else ""
+            raise MisconfigurationException(
+                f"No `{method}()` method defined. Lightning `Trainer` expects as minimum `training_step()`, "
+                f"`train_dataloader()` and `configure_optimizers()` to be defined; write `{name}.{method}`.{hint}"
+            )
+    _need_loader(run, "train")
+    has_step = run.overrides("validation_step")
+    if run.val.is_there and not has_step:
+        rank_zero_warn("You passed in a `val_dataloader` but have no `validation_step`. Skipping val loop.")
+    if has_step and not run.val.is_there:
+        rank_zero_warn(
+            "You defined a `validation_step` but have no `val_dataloader`. Skipping val loop.",
+            category=PossibleUserWarning,
+        )
+    if not run.is_automatic:
+        for argument, value, default in (
+            ("gradient_clip_val", run.gradient_clip_val, None),
+            ("accumulate_grad_batches", limits.accumulate_grad_batches, 1),
+        ):
+            if value not in (default, 0):
+                raise MisconfigurationException(
+                    f"Automatic gradient clipping and accumulation are not supported for manual optimization: remove "
+                    f"`Trainer({argument}={value!r})` or switch to automatic optimization. In `training_step` call "
+                    "`self.clip_gradients(...)`, or step every n batches."
+                )
+
+
+def _need_loader(run: Run, stage: str) -> None:
+    if not run.loaders[stage].is_there:
+        raise request_error(stage)
+
+
+def _log_hyperparameters(run: Run) -> None:
+    """Hand the hyper-parameters of module and datamodule, as they were saved first, to the loggers."""
+    owners = [owner for owner in (run.module, run.datamodule) if owner is not None and owner._log_hyperparams]
+    initial: dict[str, Any] | None = None
+    for owner in owners:
+        hparams = owner.hparams_initial
+        if initial is None:
+            initial = dict(hparams)
+            continue
+        clashes = [key for key in initial.keys() & hparams.keys() if _differ(initial[key], hparams[key])]
+        if clashes:
+            raise RuntimeError(
+                f"Error while merging hparams: the keys {sorted(clashes)} are present in both the LightningModule's and "
+                "the LightningDataModule's hparams but have different values. Rename one, or save it with "
+                "`save_hyperparameters(logger=False)`."
+            )
+        initial.update(hparams)
+    for logger in run.logbook.loggers:
+        if initial is not None:
+            logger.log_hyperparams(initial)
+        logger.log_graph(run.module)
+        logger.save()
+
+
+def _differ(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return not torch.equal(one, other)
+    return type(one) is not type(other) or bool(one != other)

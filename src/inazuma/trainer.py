@@ -1,0 +1,1195 @@
+"""The front door: the constructor, fit, validate, test, predict, and the public attributes.
+
+Every constructor argument goes to exactly one owner. After that the Trainer is a door: its attributes read from the owner.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import functools
+import inspect
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from inazuma import devices as device_room
+from inazuma import files, loggers, loop
+from inazuma.callbacks.callback import Callback
+from inazuma.callbacks.checkpoint import Checkpoint
+from inazuma.callbacks.early_stopping import EarlyStopping
+from inazuma.callbacks.model_checkpoint import ModelCheckpoint
+from inazuma.callbacks.model_summary import ModelSummary, default_model_summary
+from inazuma.callbacks.progress import ProgressBar, default_progress_bar
+from inazuma.callbacks.timer import Timer
+from inazuma.checkpoint.find import find
+from inazuma.checkpoint.state import gather
+from inazuma.checkpoint_io import CheckpointIO
+from inazuma.data.loaders import Loaders
+from inazuma.datahooks import DataHooks
+from inazuma.datamodule import LightningDataModule
+from inazuma.errors import MisconfigurationException
+from inazuma.hooks import Hooks, overrides
+from inazuma.logbook import Logbook, as_numbers
+from inazuma.loggers.logger import DummyLogger, Logger
+from inazuma.module import LightningModule
+from inazuma.optim import GradClipAlgorithmType, LightningOptimizer, LRSchedulerConfig
+from inazuma.precision.select import select as select_precision
+from inazuma.precision.precision import Precision
+from inazuma.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler, XLAProfiler
+from inazuma.profilers.base import PassThroughProfiler
+from inazuma.progress import Limits, Progress
+from inazuma.ranks import rank_zero_info, rank_zero_warn
+from inazuma.run import Run, assemble
+from inazuma.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
+from inazuma.strategies.select import select as select_strategy
+from inazuma.strategies.strategy import Strategy
+from inazuma.tables import print_results
+from inazuma.views import FitLoopView
+
+F = TypeVar("F", bound=Callable[..., None])
+
+PROFILERS: dict[str, type[Profiler]] = {
+    "simple": SimpleProfiler,
+    "advanced": AdvancedProfiler,
+    "pytorch": PyTorchProfiler,
+    "xla": XLAProfiler,
+}
+STAGES = {
+    TrainerFn.FITTING: RunningStage.TRAINING,
+    TrainerFn.VALIDATING: RunningStage.VALIDATING,
+    TrainerFn.TESTING: RunningStage.TESTING,
+    TrainerFn.PREDICTING: RunningStage.PREDICTING,
+}
+
+
+def _with_environment(init: F) -> F:
+    """Let `PL_TRAINER_<ARGUMENT>` give defaults, accept arguments by position, and name the nearest for a wrong one."""
+    names = [name for name in inspect.signature(init).parameters if name != "self"]
+
+    @functools.wraps(init)
+    def from_environment(self: Any, *args: Any, **kwargs: Any) -> None:
+        if len(args) > len(names):
+            raise TypeError(f"Trainer() takes at most {len(names)} arguments, {len(args)} were given.")
+        given = dict(zip(names, args, strict=False))
+        for name, value in kwargs.items():
+            if name not in names:
+                near = difflib.get_close_matches(name, names, 1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                raise TypeError(f"Trainer() got an unexpected keyword argument {name!r}.{hint}")
+            if name in given:
+                raise TypeError(f"Trainer() got multiple values for argument {name!r}")
+            given[name] = value
+        for name in names:
+            text = os.environ.get(f"PL_TRAINER_{name.upper()}")
+            if text and name not in given:
+                try:
+                    given[name] = ast.literal_eval(text)
+                except (ValueError, SyntaxError):
+                    given[name] = text
+        init(self, **given)
+
+    return from_environment  # type: ignore[return-value]
+
+
+class Trainer:
+    """Trains, validates, tests and predicts with a `LightningModule`.
+
+    Args:
+        accelerator: "cpu", "gpu", "cuda", "mps" or "auto".
+        strategy: "auto", or a `Strategy`.
+        devices: how many devices, which (a list of indices), or "auto".
+        num_nodes: the number of machines.
+        precision: "32-true" (default), "64-true", "16-true", "bf16-true", "16-mixed" or "bf16-mixed".
+        logger: True (default) for TensorBoard, or CSV files where that is not installed; a logger, several, or False.
+        callbacks: one or several.
+        fast_dev_run: run n batches (True: 1) of each loader and save nothing, to find mistakes.
+        max_epochs: stop after this many epochs; -1 for no limit. Default 1000 if nothing else ends the run.
+        min_epochs: do not stop early before this many epochs.
+        max_steps: stop after this many optimizer steps; -1 for no limit.
+        min_steps: do not stop early before this many optimizer steps.
+        max_time: stop after this time: "DD:HH:MM:SS", a timedelta, or a dict of its arguments.
+        limit_train_batches: how many batches (int), or which share of them (float), of each epoch. Default: all.
+        limit_val_batches: likewise for validation.
+        limit_test_batches: likewise for testing.
+        limit_predict_batches: likewise for predicting.
+        overfit_batches: train and validate on this many batches, or this share, unshuffled.
+        val_check_interval: validate every n batches (int), every share of an epoch (float), or after a time. Default:
+            at the end of each epoch.
+        check_val_every_n_epoch: validate in every n-th epoch; None counts `val_check_interval` across epochs.
+        num_sanity_val_steps: validation batches before training. Default 2; -1 for all.
+        log_every_n_steps: how often the values of steps go to loggers. Default 50.
+        enable_checkpointing: save the newest state with a `ModelCheckpoint`. Default True.
+        enable_progress_bar: default True.
+        enable_model_summary: print the layers before training. Default True.
+        accumulate_grad_batches: batches per optimizer step.
+        gradient_clip_val: clip gradients to this norm or value; None does not clip.
+        gradient_clip_algorithm: "norm" (default) or "value".
+        deterministic: use deterministic algorithms; "warn" only warns where there are none.
+        benchmark: `torch.backends.cudnn.benchmark`; None leaves it.
+        inference_mode: validate, test and predict under `torch.inference_mode` rather than `no_grad`.
+        use_distributed_sampler: shard data over processes.
+        profiler: "simple", "advanced", "pytorch", or a `Profiler`.
+        detect_anomaly: find the operation that made a gradient NaN; slow.
+        barebones: switch off everything that costs time and is not training.
+        plugins: a `Precision` or `CheckpointIO`, or several.
+        sync_batchnorm: synchronise batch norm over processes.
+        reload_dataloaders_every_n_epochs: ask for the loaders again every n epochs; 0 for never.
+        default_root_dir: where files go. Default: the working directory.
+        enable_autolog_hparams: give hyper-parameters to the loggers.
+        model_registry: a name in a model registry.
+
+    Raises:
+        MisconfigurationException: an argument, or a combination, that cannot work.
+        TypeError, ValueError: an argument of the wrong kind, or an unknown name.
+    """
+
+    @_with_environment
+    def __init__(
+        self,
+        *,
+        accelerator: str = "auto",
+        strategy: str | Strategy = "auto",
+        devices: list[int] | str | int = "auto",
+        num_nodes: int = 1,
+        precision: str | int | None = None,
+        logger: Logger | Iterable[Logger] | bool | None = None,
+        callbacks: list[Callback] | Callback | None = None,
+        fast_dev_run: int | bool = False,
+        max_epochs: int | None = None,
+        min_epochs: int | None = None,
+        max_steps: int = -1,
+        min_steps: int | None = None,
+        max_time: str | timedelta | dict[str, int] | None = None,
+        limit_train_batches: int | float | None = None,
+        limit_val_batches: int | float | None = None,
+        limit_test_batches: int | float | None = None,
+        limit_predict_batches: int | float | None = None,
+        overfit_batches: int | float = 0.0,
+        val_check_interval: int | float | str | timedelta | dict[str, int] | None = None,
+        check_val_every_n_epoch: int | None = 1,
+        num_sanity_val_steps: int | None = None,
+        log_every_n_steps: int | None = None,
+        enable_checkpointing: bool | None = None,
+        enable_progress_bar: bool | None = None,
+        enable_model_summary: bool | None = None,
+        accumulate_grad_batches: int = 1,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+        deterministic: bool | str | None = None,
+        benchmark: bool | None = None,
+        inference_mode: bool = True,
+        use_distributed_sampler: bool = True,
+        profiler: Profiler | str | None = None,
+        detect_anomaly: bool = False,
+        barebones: bool = False,
+        plugins: Any | list[Any] | None = None,
+        sync_batchnorm: bool = False,
+        reload_dataloaders_every_n_epochs: int = 0,
+        default_root_dir: str | os.PathLike[str] | None = None,
+        enable_autolog_hparams: bool = True,
+        model_registry: str | None = None,
+    ) -> None:
+        if model_registry is not None:
+            raise MisconfigurationException(
+                f"Trainer(model_registry={model_registry!r}): inazuma has no model registry. Save checkpoints to a path "
+                "or URL with `ModelCheckpoint(dirpath=...)`."
+            )
+        self.barebones = barebones
+        if barebones:
+            _check_barebones(locals())
+            logger, enable_checkpointing, enable_progress_bar, enable_model_summary = False, False, False, False
+            log_every_n_steps, num_sanity_val_steps = 0, 0
+            rank_zero_info(
+                "You are running in `Trainer(barebones=True)` mode: checkpointing, logging, progress bar, model summary, "
+                "sanity check and profiling are off, and `self.log` does nothing."
+            )
+        self.default_root_dir = files.resolve(os.getcwd() if default_root_dir is None else default_root_dir)
+        self.limits = Limits(
+            max_epochs=max_epochs,
+            min_epochs=min_epochs,
+            max_steps=max_steps,
+            min_steps=min_steps,
+            limit_train_batches=limit_train_batches,  # type: ignore[arg-type]  # Limits fills in what is None
+            limit_val_batches=limit_val_batches,  # type: ignore[arg-type]
+            limit_test_batches=limit_test_batches,  # type: ignore[arg-type]
+            limit_predict_batches=limit_predict_batches,  # type: ignore[arg-type]
+            overfit_batches=overfit_batches,
+            fast_dev_run=fast_dev_run,
+            val_check_interval=val_check_interval,
+            check_val_every_n_epoch=check_val_every_n_epoch,
+            num_sanity_val_steps=2 if num_sanity_val_steps is None else num_sanity_val_steps,
+            log_every_n_steps=50 if log_every_n_steps is None else log_every_n_steps,
+            accumulate_grad_batches=accumulate_grad_batches,
+            reload_dataloaders_every_n_epochs=reload_dataloaders_every_n_epochs,
+        )
+        self.progress = Progress()
+        self.state = TrainerState()
+        self.gradient_clip_val, self.gradient_clip_algorithm = _clipping(gradient_clip_val, gradient_clip_algorithm)
+        self.benchmark = benchmark
+        self.inference_mode = inference_mode
+        self.detect_anomaly = detect_anomaly
+        self.enable_autolog_hparams = enable_autolog_hparams
+        self.use_distributed_sampler = use_distributed_sampler
+        self.sync_batchnorm = sync_batchnorm
+        _set_determinism(deterministic, benchmark)
+
+        own_precision, checkpoint_io = _plugins(plugins)
+        if own_precision is not None and precision is not None:
+            raise ValueError(f"Received both `precision={precision!r}` and `plugins={own_precision!r}`. Choose one.")
+        found = device_room.select(accelerator, devices)
+        self.strategy = select_strategy(strategy, found, num_nodes, checkpoint_io)
+        self.num_nodes = num_nodes
+        self.precision_plugin = own_precision or select_precision(precision, self.strategy.root_device)
+
+        self._ckpt_path: Any = None  # of the run in work; or set by the user, for all runs
+        self._user_managed_ckpt_path = False
+        self._run: Run | None = None
+        self._datamodule: LightningDataModule | None = None
+        self._module: LightningModule | None = None
+        self.fit_loop = FitLoopView(self, self.progress, self.limits)
+        self.loggers = self._own_loggers(logger)
+        self.profiler = _profiler(profiler)
+        self._callbacks = _reordered(
+            self._with_defaults(callbacks, max_time, enable_checkpointing, enable_progress_bar, enable_model_summary)
+        )
+        rank_zero_info(device_room.describe(found))
+
+    # What the constructor makes
+
+    def _own_loggers(self, logger: Logger | Iterable[Logger] | bool | None) -> list[Logger]:
+        if logger is None or logger is True:
+            made = [loggers.default_logger(self.default_root_dir, version=os.environ.get("SLURM_JOB_ID"))]
+        elif logger is False:
+            made = []
+        elif isinstance(logger, Logger):
+            made = [logger]
+        else:
+            made = list(logger)
+            for each in made:
+                if not isinstance(each, Logger):
+                    raise TypeError(f"Trainer(logger=...): {each!r} is no `inazuma.loggers.Logger`.")
+        return [DummyLogger()] if made and self.limits.fast_dev_run else made
+
+    def _with_defaults(
+        self,
+        callbacks: list[Callback] | Callback | None,
+        max_time: Any,
+        enable_checkpointing: bool | None,
+        enable_progress_bar: bool | None,
+        enable_model_summary: bool | None,
+    ) -> list[Callback]:
+        """The user's callbacks and those that the Trainer adds."""
+        own = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
+        _check_state_keys(own)
+        _refuse_contradiction(own, Checkpoint, "enable_checkpointing", enable_checkpointing)
+        _refuse_contradiction(own, ProgressBar, "enable_progress_bar", enable_progress_bar)
+        bars = [callback for callback in own if isinstance(callback, ProgressBar)]
+        if len(bars) > 1:
+            raise MisconfigurationException(
+                f"You added multiple progress bar callbacks to the Trainer, but currently only one is supported: {bars}."
+            )
+        if enable_checkpointing is not False and not any(isinstance(c, Checkpoint) for c in own):
+            own.append(ModelCheckpoint())
+        if max_time is not None:
+            if any(isinstance(callback, Timer) for callback in own):
+                rank_zero_info("Ignoring `Trainer(max_time=...)`, callbacks list already contains a Timer.")
+            else:
+                own.append(Timer(duration=max_time, interval="step"))
+        if enable_progress_bar is not False and not bars:
+            bars = [default_progress_bar()]
+            own.append(bars[0])
+        if enable_model_summary is not False and not any(isinstance(c, ModelSummary) for c in own):
+            own.append(default_model_summary(bars[0] if bars else None))
+        return own
+
+    # The four functions
+
+    def fit(
+        self,
+        model: LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: Any = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Train.
+
+        Args:
+            model: the module to train.
+            train_dataloaders: an iterable of batches, a collection of such, or a datamodule. Default: the module's.
+            val_dataloaders: likewise.
+            datamodule: gives the loaders.
+            ckpt_path: a path or URL to resume from, "best" or "last".
+            weights_only: as in `torch.load`; default True for local files.
+
+        Raises:
+            MisconfigurationException, TypeError, ValueError: the program cannot work; said before training starts.
+            FileNotFoundError: no checkpoint at `ckpt_path`.
+        """
+        given = {"train": train_dataloaders, "val": val_dataloaders}
+        with self._running(TrainerFn.FITTING, model, given, datamodule, ckpt_path, weights_only) as run:
+            loop.fit(run)
+
+    def validate(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: Any = None,
+        verbose: bool = True,
+        datamodule: LightningDataModule | None = None,
+        weights_only: bool | None = None,
+    ) -> list[dict[str, float]]:
+        """Evaluate on validation data.
+
+        Args:
+            model: the module; None for that of the last call, with the best checkpoint of the last fit.
+            dataloaders: an iterable of batches, a collection of such, or a datamodule. Default: the module's.
+            ckpt_path: weights to load: a path or URL, "best" or "last".
+            verbose: print the result.
+            datamodule: gives the loaders.
+            weights_only: as in `torch.load`; default True for local files.
+
+        Returns:
+            One dict per loader of what was logged over the epoch.
+        """
+        return self._evaluate(
+            TrainerFn.VALIDATING, "val", model, dataloaders, ckpt_path, verbose, datamodule, weights_only
+        )
+
+    def test(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: Any = None,
+        verbose: bool = True,
+        datamodule: LightningDataModule | None = None,
+        weights_only: bool | None = None,
+    ) -> list[dict[str, float]]:
+        """Evaluate on test data; arguments and result as in `validate`."""
+        return self._evaluate(
+            TrainerFn.TESTING, "test", model, dataloaders, ckpt_path, verbose, datamodule, weights_only
+        )
+
+    def _evaluate(
+        self,
+        fn: TrainerFn,
+        stage: str,
+        model: LightningModule | None,
+        dataloaders: Any,
+        ckpt_path: Any,
+        verbose: bool,
+        datamodule: LightningDataModule | None,
+        weights_only: bool | None,
+    ) -> list[dict[str, float]]:
+        kind = "validation" if stage == "val" else stage
+        with (
+            self._running(fn, model, {stage: dataloaders}, datamodule, ckpt_path, weights_only) as run,
+            self._without_gradients(),
+        ):
+            results = [as_numbers(result) for result in loop.evaluate(run, run.loaders[stage], kind)]
+        if verbose and self.is_global_zero:
+            print_results(results, str(fn))
+        return results
+
+    def predict(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        return_predictions: bool | None = None,
+        ckpt_path: Any = None,
+        weights_only: bool | None = None,
+    ) -> list[Any] | None:
+        """Predict.
+
+        Args:
+            model: the module; None for that of the last call, with the best checkpoint of the last fit.
+            dataloaders: an iterable of batches, a collection of such, or a datamodule. Default: the module's.
+            datamodule: gives the loaders.
+            return_predictions: keep what `predict_step` returns, on the CPU. Default True.
+            ckpt_path: weights to load: a path or URL, "best" or "last".
+            weights_only: as in `torch.load`; default True for local files.
+
+        Returns:
+            The outputs, one per batch; with several loaders one such list per loader; None if not kept.
+        """
+        keep = return_predictions is not False
+        with (
+            self._running(
+                TrainerFn.PREDICTING, model, {"predict": dataloaders}, datamodule, ckpt_path, weights_only
+            ) as run,
+            self._without_gradients(),
+        ):
+            predictions = loop.predict(run, run.loaders["predict"], keep)
+            is_several = run.loaders["predict"].is_several
+        if not keep or not predictions:
+            return None
+        return predictions if is_several else predictions[0]
+
+    def _without_gradients(self) -> AbstractContextManager[Any]:
+        return torch.inference_mode() if self.inference_mode else torch.no_grad()
+
+    # One call, from its start to its end
+
+    @contextmanager
+    def _running(
+        self,
+        fn: TrainerFn,
+        model: LightningModule | None,
+        given: dict[str, Any],
+        datamodule: LightningDataModule | None,
+        ckpt_path: Any,
+        weights_only: bool | None,
+    ) -> Iterator[Run]:
+        """Prepare a run, let it run, and end it: as it should, or with an exception."""
+        module = self._checked_module(model, fn)
+        given, datamodule = _split_datamodule(given, datamodule, fn)
+        if ckpt_path is not None and self._user_managed_ckpt_path:
+            rank_zero_warn(
+                f"`trainer.ckpt_path = {self._ckpt_path!r}` was set, but `trainer.{fn}(ckpt_path=...)` was called: the "
+                "argument is used this time."
+            )
+        self.state = TrainerState(TrainerStatus.RUNNING, fn, STAGES[fn])
+        self.limits.resolve_max_epochs(has_timer=any(isinstance(c, Timer) for c in self._callbacks))
+        if fn is TrainerFn.FITTING:
+            self.should_stop = False
+        try:
+            run = self._make_run(module, given, datamodule)
+            path = self._resolved(ckpt_path, fn, model is not None)
+            assemble(run, lambda: self._load(path, weights_only), self.enable_autolog_hparams)
+            with torch.autograd.set_detect_anomaly(self.detect_anomaly or torch.is_anomaly_enabled()):
+                yield run
+            self._end(run)
+        except BaseException as error:
+            self._end_with(error)
+            raise
+
+    def _checked_module(self, model: LightningModule | None, fn: TrainerFn) -> LightningModule:
+        if model is None:
+            if self._module is None:
+                raise TypeError(
+                    f"`Trainer.{fn}()` requires a `LightningModule` when it hasn't been passed in a previous run"
+                )
+            return self._module
+        if isinstance(original := getattr(model, "_orig_mod", None), LightningModule):
+            return _with_compiled_steps(original, model)
+        if not isinstance(model, LightningModule):
+            hint = ""
+            if any(base.__name__ == "LightningModule" for base in type(model).__mro__):
+                hint = " It is a LightningModule of another package: import all of them from one."
+            raise TypeError(
+                f"`model` must be a `LightningModule` or `torch._dynamo.OptimizedModule`, got `{type(model).__qualname__}`.{hint}"
+            )
+        return model
+
+    def _make_run(self, module: LightningModule, given: dict[str, Any], datamodule: LightningDataModule | None) -> Run:
+        self._module, self._datamodule = module, datamodule
+        module.trainer = self
+        if datamodule is not None:
+            datamodule.trainer = self
+        self.strategy.connect(module)
+        self._callbacks = _with_module_callbacks(self._callbacks, module)
+        profiler = None if isinstance(self.profiler, PassThroughProfiler) else self.profiler
+        hooks = Hooks(self, module, LightningModule, self._callbacks, datamodule, profiler)
+        logbook = Logbook(hooks, self._reduce_logged, self.strategy.root_device, self.loggers)
+        module.attach_logbook(None if self.barebones else logbook)
+        for callback in self._callbacks:
+            callback.log, callback.log_dict = module.log, module.log_dict
+        fn = self.state.fn
+        loaders = {
+            stage: _loaders(stage, given.get(stage), module, datamodule, str(fn), self.limits)
+            for stage in ("train", "val", "test", "predict")
+        }
+        self._run = Run(
+            module=module,
+            datamodule=datamodule,
+            strategy=self.strategy,
+            precision=self.precision_plugin,
+            callbacks=self._callbacks,
+            hooks=hooks,
+            logbook=logbook,
+            limits=self.limits,
+            progress=self.progress,
+            state=self.state,
+            loaders=loaders,
+            check_signals=_nothing,
+            gradient_clip_val=self.gradient_clip_val,
+            gradient_clip_algorithm=self.gradient_clip_algorithm,
+        )
+        if profiler is not None:
+            profiler.setup(stage=str(fn), local_rank=self.local_rank, log_dir=self.log_dir)
+        return self._run
+
+    def _reduce_logged(self, value: Tensor, reduction: str, group: Any) -> Tensor:
+        return self.strategy.reduce(value, group, reduction)
+
+    def _resolved(self, ckpt_path: Any, fn: TrainerFn, model_is_given: bool) -> Any:
+        if ckpt_path is None and self._user_managed_ckpt_path:
+            return self._ckpt_path
+        saving = self.checkpoint_callbacks
+        path = find(ckpt_path, fn, model_is_given, saving, bool(self.fast_dev_run))
+        self._ckpt_path, self._user_managed_ckpt_path = path, False
+        return path
+
+    def _load(self, path: Any, weights_only: bool | None) -> tuple[Any, dict[str, Any] | None]:
+        if path is None:
+            return None, None
+        rank_zero_info(f"Restoring states from the checkpoint path at {path}")
+        return path, self.strategy.load_checkpoint(path, weights_only=weights_only)
+
+    def _end(self, run: Run) -> None:
+        """The last hooks of a run that went well."""
+        self.strategy.teardown()
+        if run.is_fitting:
+            run.hooks.fire("on_fit_end")
+        run.hooks.fire("teardown", str(self.state.fn))
+        for logger in self.loggers:
+            logger.finalize("success")
+        if not isinstance(self.profiler, PassThroughProfiler):
+            self.profiler.describe()
+            self.profiler.teardown(stage=str(self.state.fn))
+        run.logbook.results = None
+        run.hooks.where = ""
+        self.state.status, self.state.stage = TrainerStatus.FINISHED, None
+
+    def _end_with(self, error: BaseException) -> None:
+        """Tell everybody that the run ends by an exception, and where it happened."""
+        self.state.status = TrainerStatus.INTERRUPTED
+        run = self._run
+        if run is not None:
+            _note(error, run)
+            run.hooks.fire("on_exception", error)
+            for logger in self.loggers:
+                logger.finalize("failed")
+            run.logbook.results = None
+            run.hooks.where = ""
+        self.strategy.teardown()
+        self.state.stage = None
+        if isinstance(error, KeyboardInterrupt):
+            rank_zero_info("Stopped by Ctrl-C.")
+            raise SystemExit(130) from error
+
+    # What modules and callbacks call
+
+    def save_checkpoint(
+        self, filepath: Any, weights_only: bool | None = None, storage_options: Any | None = None
+    ) -> None:
+        """Save the run to a file, which `fit(ckpt_path=...)` continues from.
+
+        Args:
+            filepath: a path or URL.
+            weights_only: leave out what only training needs.
+            storage_options: for a `CheckpointIO` that knows them.
+
+        Raises:
+            AttributeError: there is no module yet.
+        """
+        if self._run is None:
+            raise AttributeError(
+                "Saving a checkpoint is only possible if a model is attached to the Trainer. Did you call "
+                "`Trainer.save_checkpoint()` before calling `Trainer.{fit,validate,test,predict}`?"
+            )
+        with self.profiler.profile("save_checkpoint"):
+            checkpoint = gather(self._run, weights_only=bool(weights_only))
+            self.strategy.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
+        self.strategy.barrier("Trainer.save_checkpoint")
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Compute gradients, with precision and hooks: what `LightningModule.manual_backward` calls."""
+        loop.backward(self._of_run, loss, *args, **kwargs)
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print on rank 0 only, above the progress bar."""
+        if self.is_global_zero:
+            bar = self.progress_bar_callback
+            (print if bar is None else bar.print)(*args, **kwargs)
+
+    @contextmanager
+    def init_module(self, empty_init: bool | None = None) -> Iterator[None]:
+        """Create modules inside this context on the device and in the precision of this Trainer.
+
+        Args:
+            empty_init: leave the weights uninitialised, to be loaded from a checkpoint.
+        """
+        with self.strategy.root_device, self.precision_plugin.init_context():
+            if empty_init:
+                with torch.nn.utils.skip_init_context():  # type: ignore[attr-defined]
+                    yield
+            else:
+                yield
+
+    @property
+    def _of_run(self) -> Run:
+        if self._run is None:
+            raise RuntimeError("No run yet: call fit, validate, test or predict first.")
+        return self._run
+
+    # The module and its parts
+
+    @property
+    def lightning_module(self) -> Any:
+        """The module of the last call."""
+        return self._module
+
+    @property
+    def model(self) -> nn.Module | None:
+        """What runs the steps: the module, or a wrapper of it."""
+        return self.strategy.model
+
+    @property
+    def datamodule(self) -> LightningDataModule | None:
+        return self._datamodule
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """torch's optimizers, as `configure_optimizers` made them."""
+        return [] if self._run is None else self._run.optimizers
+
+    @optimizers.setter
+    def optimizers(self, optimizers: list[Optimizer]) -> None:
+        self._of_run.set_optimizers(optimizers)
+
+    @property
+    def lightning_optimizers(self) -> list[LightningOptimizer]:
+        """Their proxies, whose `step` goes through precision and hooks."""
+        return [] if self._run is None else self._run.proxies
+
+    @property
+    def lr_scheduler_configs(self) -> list[LRSchedulerConfig]:
+        return [] if self._run is None else self._run.schedulers
+
+    @property
+    def precision(self) -> str:
+        return self.precision_plugin.precision
+
+    @property
+    def scaler(self) -> Any:
+        """The gradient scaler of mixed precision, or None."""
+        return getattr(self.precision_plugin, "scaler", None)
+
+    # The machine
+
+    @property
+    def accelerator(self) -> str:
+        """The kind of device: "cpu", "cuda" or "mps"."""
+        return self.strategy.root_device.type
+
+    @property
+    def global_rank(self) -> int:
+        return self.strategy.global_rank
+
+    @property
+    def local_rank(self) -> int:
+        return self.strategy.local_rank
+
+    @property
+    def node_rank(self) -> int:
+        return self.strategy.node_rank
+
+    @property
+    def world_size(self) -> int:
+        return self.strategy.world_size
+
+    @property
+    def is_global_zero(self) -> bool:
+        return self.strategy.is_global_zero
+
+    @property
+    def num_devices(self) -> int:
+        return len(self.device_ids)
+
+    @property
+    def device_ids(self) -> list[int]:
+        return [self.strategy.root_device.index or 0]
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any] | None:
+        """Arguments for a distributed sampler; None with one process."""
+        return None
+
+    # Where the run stands
+
+    @property
+    def global_step(self) -> int:
+        """Optimizer steps done, over all optimizers and epochs."""
+        return self.progress.step
+
+    @property
+    def current_epoch(self) -> int:
+        """The index of the running epoch; afterwards the number of epochs done."""
+        return self.progress.epoch
+
+    @property
+    def is_last_batch(self) -> bool:
+        """Whether the batch in work is the last one of the epoch."""
+        return self.progress.is_last_batch
+
+    @property
+    def validation_follows(self) -> bool:
+        """Whether validation runs after the training batch that was just done."""
+        return self._run is not None and self._run.validates and self.limits.validation_due(self.progress)
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether somebody asked to stop; set it to True to end the run at the next batch."""
+        return self.limits.should_stop
+
+    @should_stop.setter
+    def should_stop(self, stop: bool) -> None:
+        self.limits.should_stop = stop
+
+    @property
+    def received_sigterm(self) -> bool:
+        return False
+
+    @property
+    def interrupted(self) -> bool:
+        return self.state.status is TrainerStatus.INTERRUPTED
+
+    def _is_in(self, stage: RunningStage) -> bool:
+        return self.state.stage is stage
+
+    def _set_in(self, stage: RunningStage, value: bool) -> None:
+        if value:
+            self.state.stage = stage
+        elif self.state.stage is stage:
+            self.state.stage = None
+
+    training = property(
+        lambda self: self._is_in(RunningStage.TRAINING), lambda self, v: self._set_in(RunningStage.TRAINING, v)
+    )
+    testing = property(
+        lambda self: self._is_in(RunningStage.TESTING), lambda self, v: self._set_in(RunningStage.TESTING, v)
+    )
+    predicting = property(
+        lambda self: self._is_in(RunningStage.PREDICTING), lambda self, v: self._set_in(RunningStage.PREDICTING, v)
+    )
+    validating = property(
+        lambda self: self._is_in(RunningStage.VALIDATING), lambda self, v: self._set_in(RunningStage.VALIDATING, v)
+    )
+    sanity_checking = property(
+        lambda self: self._is_in(RunningStage.SANITY_CHECKING),
+        lambda self, v: self._set_in(RunningStage.SANITY_CHECKING, v),
+    )
+
+    @property
+    def evaluating(self) -> bool:
+        return self.state.stage is not None and self.state.stage.evaluating
+
+    # Limits
+
+    @property
+    def max_epochs(self) -> int | None:
+        return self.limits.max_epochs
+
+    @property
+    def min_epochs(self) -> int | None:
+        return self.limits.min_epochs
+
+    @property
+    def max_steps(self) -> int:
+        return self.limits.max_steps
+
+    @property
+    def min_steps(self) -> int | None:
+        return self.limits.min_steps
+
+    @property
+    def fast_dev_run(self) -> int | bool:
+        return self.limits.fast_dev_run
+
+    @property
+    def val_check_batch(self) -> int | float | None:
+        """Validation every so many batches; None while unknown, or when it goes by time."""
+        return self.limits.val_check_batch
+
+    @property
+    def num_sanity_val_steps(self) -> int | float:
+        return self.limits.num_sanity_val_steps
+
+    @property
+    def enable_validation(self) -> bool:
+        """Whether `fit` validates."""
+        if self._run is not None and self._run.is_fitting:
+            return self._run.validates
+        module = self._module
+        return (
+            module is not None and overrides(module, "validation_step", LightningModule) and self.limit_val_batches > 0
+        )
+
+    @property
+    def num_training_batches(self) -> int | float:
+        """Batches of a training epoch; inf while unknown."""
+        run = self._run
+        return float("inf") if run is None or not run.train.parts else run.train.num_batches
+
+    def _num_batches(self, stage: str) -> list[int | float]:
+        return [] if self._run is None else list(self._run.loaders[stage].batches)
+
+    @property
+    def num_val_batches(self) -> list[int | float]:
+        """Batches of each validation loader."""
+        return self._num_batches("val")
+
+    @property
+    def num_sanity_val_batches(self) -> list[int | float]:
+        return [min(self.num_sanity_val_steps, batches) for batches in self.num_val_batches]
+
+    @property
+    def num_test_batches(self) -> list[int | float]:
+        return self._num_batches("test")
+
+    @property
+    def num_predict_batches(self) -> list[int | float]:
+        return self._num_batches("predict")
+
+    @property
+    def estimated_stepping_batches(self) -> int | float:
+        """How many optimizer steps `fit` will take; inf where nothing bounds them, -1 where it cannot be known.
+
+        Asks for the train loader if it is not there yet.
+        """
+        if self.limits.max_epochs == -1:
+            return self.limits.stepping_batches(0)
+        run = self._of_run
+        run.train.open(run, self.current_epoch)
+        return self.limits.stepping_batches(run.train.num_batches)
+
+    # Loaders
+
+    def _loaders_of(self, stage: str) -> Any:
+        return None if self._run is None else self._run.loaders[stage].loaders
+
+    @property
+    def train_dataloader(self) -> Any:
+        """The train loaders, in the user's structure; None before they are asked for."""
+        return self._loaders_of("train")
+
+    @property
+    def val_dataloaders(self) -> Any:
+        return self._loaders_of("val")
+
+    @property
+    def test_dataloaders(self) -> Any:
+        return self._loaders_of("test")
+
+    @property
+    def predict_dataloaders(self) -> Any:
+        return self._loaders_of("predict")
+
+    # Callbacks
+
+    @property
+    def callbacks(self) -> list[Callback]:
+        return self._callbacks
+
+    @callbacks.setter
+    def callbacks(self, callbacks: list[Callback]) -> None:
+        self._callbacks = callbacks
+        if self._run is not None:
+            self._run.callbacks = callbacks
+            self._run.hooks.hear(callbacks)
+
+    def _callbacks_of(self, kind: type[Any]) -> list[Any]:
+        return [callback for callback in self._callbacks if isinstance(callback, kind)]
+
+    @property
+    def checkpoint_callbacks(self) -> list[Checkpoint]:
+        return self._callbacks_of(Checkpoint)
+
+    @property
+    def checkpoint_callback(self) -> Any:
+        """The first callback that saves, or None."""
+        return next(iter(self.checkpoint_callbacks), None)
+
+    @property
+    def early_stopping_callbacks(self) -> list[EarlyStopping]:
+        return self._callbacks_of(EarlyStopping)
+
+    @property
+    def early_stopping_callback(self) -> EarlyStopping | None:
+        return next(iter(self.early_stopping_callbacks), None)
+
+    @property
+    def progress_bar_callback(self) -> ProgressBar | None:
+        return next(iter(self._callbacks_of(ProgressBar)), None)
+
+    @property
+    def ckpt_path(self) -> Any:
+        """What the last call loaded. Set it to have all later calls load that."""
+        return self._ckpt_path
+
+    @ckpt_path.setter
+    def ckpt_path(self, path: Any) -> None:
+        self._ckpt_path, self._user_managed_ckpt_path = path, bool(path)
+
+    # Logging
+
+    @property
+    def logger(self) -> Logger | None:
+        """The first logger, or None."""
+        return self.loggers[0] if self.loggers else None
+
+    @logger.setter
+    def logger(self, logger: Logger | None) -> None:
+        self.loggers = [] if logger is None else [logger]
+
+    @property
+    def loggers(self) -> list[Logger]:
+        return self._loggers
+
+    @loggers.setter
+    def loggers(self, loggers: list[Logger] | None) -> None:
+        self._loggers = list(loggers or [])
+        if self._run is not None:
+            self._run.logbook.loggers = self._loggers
+
+    @property
+    def log_dir(self) -> str | None:
+        """The folder of the first logger; `default_root_dir` without one."""
+        if not self.loggers:
+            folder: Any = self.default_root_dir
+        else:
+            first = self.loggers[0]
+            has_own = type(first).log_dir is not Logger.log_dir
+            folder = first.log_dir if has_own else first.save_dir
+        return self.strategy.broadcast(folder)
+
+    def _shown(self, name: str) -> Any:
+        if self._run is None:
+            return {}
+        self._run.logbook.update()
+        return getattr(self._run.logbook, name)
+
+    @property
+    def callback_metrics(self) -> dict[str, Tensor]:
+        """What was logged, for callbacks: steps while an epoch runs, epochs afterwards."""
+        metrics: dict[str, Tensor] = self._shown("callback")
+        return metrics
+
+    @property
+    def logged_metrics(self) -> dict[str, Tensor]:
+        """What was logged, for loggers."""
+        metrics: dict[str, Tensor] = self._shown("logged")
+        return metrics
+
+    @property
+    def progress_bar_metrics(self) -> dict[str, float]:
+        """What was logged with `prog_bar=True`, as numbers. Waits for the device."""
+        return {} if self._run is None else self._run.logbook.progress_bar_numbers()
+
+
+def _limit(name: str) -> property:
+    """An attribute of the Trainer that lives in `Limits` and may be set."""
+
+    def get(trainer: Trainer) -> Any:
+        return getattr(trainer.limits, name)
+
+    def put(trainer: Trainer, value: Any) -> None:
+        setattr(trainer.limits, name, value)
+
+    return property(get, put)
+
+
+for _name in (
+    "limit_train_batches",
+    "limit_val_batches",
+    "limit_test_batches",
+    "limit_predict_batches",
+    "overfit_batches",
+    "val_check_interval",
+    "check_val_every_n_epoch",
+    "log_every_n_steps",
+    "accumulate_grad_batches",
+    "reload_dataloaders_every_n_epochs",
+):
+    setattr(Trainer, _name, _limit(_name))
+
+
+def _nothing() -> None:
+    return None
+
+
+def _check_barebones(arguments: dict[str, Any]) -> None:
+    for name in (
+        "enable_checkpointing",
+        "logger",
+        "enable_progress_bar",
+        "enable_model_summary",
+        "log_every_n_steps",
+        "num_sanity_val_steps",
+        "fast_dev_run",
+        "detect_anomaly",
+        "profiler",
+    ):
+        if arguments[name]:
+            raise ValueError(
+                f"`Trainer(barebones=True, {name}={arguments[name]!r})` was passed. Barebones switches {name} off: "
+                "remove one of the two."
+            )
+
+
+def _clipping(value: Any, algorithm: Any) -> tuple[Any, str | None]:
+    if value is not None and not isinstance(value, (int, float)):
+        raise TypeError(f"`gradient_clip_val` should be an int or a float. Got {value!r}.")
+    return value, None if algorithm is None else GradClipAlgorithmType.parse(algorithm).value
+
+
+def _set_determinism(deterministic: bool | str | None, benchmark: bool | None) -> None:
+    if deterministic is not None:
+        torch.use_deterministic_algorithms(bool(deterministic), warn_only=deterministic == "warn")
+    if deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # the only setting under which cuBLAS is deterministic
+        if benchmark:
+            rank_zero_warn(
+                "You passed `deterministic=True` and `benchmark=True`. Note that PyTorch ignores torch.backends.cudnn."
+                "deterministic=True when torch.backends.cudnn.benchmark=True.",
+            )
+        elif benchmark is None:
+            benchmark = False
+    if benchmark is not None:
+        torch.backends.cudnn.benchmark = benchmark
+
+
+def _plugins(plugins: Any) -> tuple[Precision | None, CheckpointIO | None]:
+    found: dict[type[Any], Any] = {}
+    given = [] if plugins is None else list(plugins) if isinstance(plugins, (list, tuple)) else [plugins]
+    for plugin in given:
+        kind = next((kind for kind in (Precision, CheckpointIO) if isinstance(plugin, kind)), None)
+        if kind is None:
+            raise MisconfigurationException(
+                f"Found invalid type for plugin {plugin!r}. Expected one of: Precision, CheckpointIO."
+            )
+        if kind in found:
+            raise MisconfigurationException(
+                f"Received multiple values for {kind.__name__} flags in `plugins`: {found[kind]!r} and {plugin!r}. "
+                "Expected one value for each type at most."
+            )
+        found[kind] = plugin
+    return found.get(Precision), found.get(CheckpointIO)
+
+
+def _profiler(profiler: Profiler | str | None) -> Profiler:
+    if profiler is None:
+        return PassThroughProfiler()
+    if isinstance(profiler, str):
+        if profiler.lower() not in PROFILERS:
+            raise MisconfigurationException(
+                f"When passing string value for the `profiler` parameter of `Trainer`, it can only be one of "
+                f"{list(PROFILERS)}. It is {profiler!r}."
+            )
+        return PROFILERS[profiler.lower()]()
+    if not isinstance(profiler, Profiler):
+        raise MisconfigurationException(
+            f"Trainer(profiler={profiler!r}): give a Profiler, or one of {list(PROFILERS)}."
+        )
+    return profiler
+
+
+def _refuse_contradiction(
+    callbacks: Sequence[Callback], kind: type[Callback], argument: str, value: bool | None
+) -> None:
+    found = [type(callback).__name__ for callback in callbacks if isinstance(callback, kind)]
+    if value is False and found:
+        raise MisconfigurationException(
+            f"Trainer was configured with `{argument}=False` but found {found} in callbacks list. Remove one of the two."
+        )
+
+
+def _check_state_keys(callbacks: Sequence[Callback]) -> None:
+    seen = set()
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise TypeError(
+                f"Trainer(callbacks=...): {callback!r} is no `Callback`. Give instances of `inazuma.Callback` "
+                "(an instance, not the class)."
+            )
+        if overrides(callback, "state_dict", Callback):
+            if callback.state_key in seen:
+                raise RuntimeError(
+                    f"Found more than one stateful callback of type `{type(callback).__name__}`. In the current "
+                    "configuration, this callback does not support being saved alongside other instances of the same "
+                    "type. Please consult the documentation of `state_key`."
+                )
+            seen.add(callback.state_key)
+
+
+def _reordered(callbacks: Sequence[Callback]) -> list[Callback]:
+    """Callbacks that save come last, so that what they save holds what all others did."""
+    saving = [callback for callback in callbacks if isinstance(callback, Checkpoint)]
+    return [callback for callback in callbacks if not isinstance(callback, Checkpoint)] + saving
+
+
+def _with_module_callbacks(callbacks: list[Callback], module: LightningModule) -> list[Callback]:
+    """The Trainer's callbacks, with those of `configure_callbacks` in place of ones of the same type."""
+    own = module.configure_callbacks()
+    own = [own] if isinstance(own, Callback) else list(own or [])
+    if not own:
+        return callbacks
+    kinds = {type(callback) for callback in own}
+    replaced = [c for c in callbacks if any(issubclass(kind, type(c)) for kind in kinds)]
+    if replaced:
+        rank_zero_info(
+            "The following callbacks returned in `LightningModule.configure_callbacks` will override existing callbacks "
+            f"passed to Trainer: {sorted(type(callback).__name__ for callback in replaced)}"
+        )
+    return _reordered([callback for callback in callbacks if callback not in replaced] + own)
+
+
+def _split_datamodule(
+    given: dict[str, Any], datamodule: LightningDataModule | None, fn: TrainerFn
+) -> tuple[dict[str, Any], LightningDataModule | None]:
+    """A datamodule in the first loader slot is taken as one."""
+    first = next(iter(given))
+    if isinstance(given[first], LightningDataModule):
+        if datamodule is not None:
+            raise MisconfigurationException(f"You passed two datamodules to `trainer.{fn}(...)`. Pass one.")
+        given, datamodule = {**given, first: None}, given[first]
+    if datamodule is not None:
+        if not isinstance(datamodule, LightningDataModule):
+            raise TypeError(
+                f"`trainer.{fn}(datamodule=...)` needs a LightningDataModule, got `{type(datamodule).__qualname__}`. "
+                "Loaders go into the other arguments."
+            )
+        if any(loaders is not None for loaders in given.values()):
+            names = "train_dataloaders` or `val_dataloaders" if fn is TrainerFn.FITTING else "dataloaders"
+            raise MisconfigurationException(f"You cannot pass `{names}` to `trainer.{fn}(datamodule=...)`")
+    return given, datamodule
+
+
+def _loaders(
+    stage: str, given: Any, module: LightningModule, datamodule: LightningDataModule | None, fn: str, limits: Limits
+) -> Loaders:
+    """Where the loaders of a stage come from: the argument, the datamodule, or the module."""
+    argument = f"{stage}_dataloaders" if fn == "fit" else "dataloaders"
+    owner: Any = None
+    if given is None:
+        hook = f"{stage}_dataloader"
+        owner = next((o for o in (datamodule, module) if o is not None and overrides(o, hook, DataHooks)), None)
+    return Loaders(stage, given, owner, f"Trainer.{fn}({argument}=...)", limits)
+
+
+def _with_compiled_steps(original: LightningModule, compiled: Any) -> LightningModule:
+    """The module inside a `torch.compile`d one, its steps compiled with the same settings."""
+    for name in ("forward", "training_step", "validation_step", "test_step", "predict_step"):
+        if overrides(original, name, LightningModule) and name not in vars(original):
+            original.__dict__[name] = compiled.dynamo_ctx(getattr(original, name))
+    return original
+
+
+def _note(error: BaseException, run: Run) -> None:
+    """Add to an exception where in the run it happened."""
+    if run.hooks.where and hasattr(error, "add_note") and isinstance(error, Exception):
+        at = run.progress
+        error.add_note(
+            f"In `{run.hooks.where}` at epoch {at.epoch}, batch {at.batch}, global step {at.step}, "
+            f"rank {run.strategy.global_rank}."
+        )
