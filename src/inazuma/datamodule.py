@@ -131,7 +131,7 @@ class LightningDataModule(DataHooks, HyperparametersMixin):
         if isinstance(loaders, Mapping):
             return " ; ".join(f"{name}. {_size(loader)}" for name, loader in loaders.items())
         if isinstance(loaders, (list, tuple)):
-            return " ; ".join(f"{i}. {_size(loader)}" for i, loader in enumerate(loaders, start=1))
+            return " ; ".join(f"{i}. {_size(loader)}" for i, loader in enumerate(loaders))
         return _size(loaders)
 
 

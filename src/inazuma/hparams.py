@@ -78,7 +78,7 @@ class OnlyOnClass(Generic[T]):
         self.__doc__ = method.__doc__
 
     def __get__(self, instance: object | None, owner: type) -> Callable[..., T]:
-        bound = cast("Callable[..., T]", self.method.__get__(owner))
+        bound = cast("Callable[..., T]", self.method.__get__(None, owner))
         # Scripting a module reads all its attributes.
         if instance is None or torch.jit.is_scripting():  # type: ignore[attr-defined]
             return bound
