@@ -16,9 +16,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inazuma.loggers import CSVLogger, DummyLogger
-from inazuma.loggers.utilities import flatten, log_hyperparams, next_version, plain, save_hparams_to_yaml
-from inazuma.module import LightningModule
+from inazuma.loggers.utilities import flatten, next_version, plain, save_hparams_to_yaml
 
 
 class Color(enum.Enum):
@@ -134,41 +132,3 @@ def test_the_next_version_is_one_above_the_highest(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     (tmp_path / "version_77").write_text("a file, not a directory")
     assert next_version(str(tmp_path)) == 11
-
-
-class Module(LightningModule):
-    def __init__(self, lr: float = 0.1, act: type = torch.nn.ReLU, seen: bool = True) -> None:
-        super().__init__()
-        self.save_hyperparameters(logger=seen)
-
-
-class Data(Module):
-    """Stands for a datamodule: it saves hyperparameters too."""
-
-
-def logged(tmp_path: Path, module: LightningModule, datamodule: object | None) -> Any:
-    logger = CSVLogger(tmp_path)
-    log_hyperparams([DummyLogger(), logger], module, datamodule)
-    path = Path(logger.log_dir) / "hparams.yaml"
-    return yaml.safe_load(path.read_text()) if path.exists() else None
-
-
-def test_hyperparameters_of_module_and_datamodule_are_logged_together(tmp_path: Path) -> None:
-    module = Module(lr=0.5)
-    module.hparams["lr"] = 9.0  # later changes are not what the run was started with
-    relu = "torch.nn.modules.activation.ReLU"
-    assert logged(tmp_path, module, None) == {"lr": 0.5, "act": relu, "seen": True}
-    assert logged(tmp_path, module, Data(lr=0.5)) == {"lr": 0.5, "act": relu, "seen": True}
-    assert logged(tmp_path, module, object()) == {"lr": 0.5, "act": relu, "seen": True}
-
-
-def test_hyperparameters_saved_with_logger_false_are_not_logged(tmp_path: Path) -> None:
-    assert logged(tmp_path, Module(seen=False), None) is None
-    assert logged(tmp_path, LightningModule(), None) is None
-
-
-def test_hyperparameters_that_disagree_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"\['lr'\] have different values in Module and Data"):
-        logged(tmp_path, Module(lr=0.5), Data(lr=1.0))
-    with pytest.raises(RuntimeError, match="'lr'"):
-        logged(tmp_path, Module(lr=1), Data(lr=1.0))

@@ -1,5 +1,8 @@
 """Where metrics and hyperparameters go: the base of all loggers, and one file per logger."""
 
+import os
+from collections.abc import Iterable
+
 from inazuma.files import PathLike
 from inazuma.loggers.csv_logs import CSVLogger, ExperimentWriter
 from inazuma.loggers.logger import DummyLogger, Logger, merge_dicts, rank_zero_experiment
@@ -15,6 +18,7 @@ __all__ = [
     "default_logger",
     "merge_dicts",
     "rank_zero_experiment",
+    "select",
 ]
 
 
@@ -30,3 +34,21 @@ def default_logger(save_dir: PathLike, version: int | str | None = None) -> Logg
         "Run `pip install inazuma[tensorboard]`, or pass logger=CSVLogger(...) to choose this and silence the warning."
     )
     return CSVLogger(save_dir, version=version)
+
+
+def select(logger: Logger | Iterable[Logger] | bool | None, save_dir: PathLike, fast_dev_run: bool) -> list[Logger]:
+    """The loggers that `Trainer(logger=...)` asks for; in a `fast_dev_run` one that writes nothing in their place.
+
+    Raises:
+        TypeError: something in the list is no logger.
+    """
+    if logger is None or logger is True:
+        made = [default_logger(save_dir, version=os.environ.get("SLURM_JOB_ID"))]
+    elif logger is False:
+        made = []
+    else:
+        made = [logger] if isinstance(logger, Logger) else list(logger)
+    for each in made:
+        if not isinstance(each, Logger):
+            raise TypeError(f"Trainer(logger=...): {each!r} is no `inazuma.loggers.Logger`.")
+    return [DummyLogger()] if made and fast_dev_run else made

@@ -1,5 +1,6 @@
 """Where the time of a run goes: one file per profiler."""
 
+from inazuma.errors import MisconfigurationException
 from inazuma.profilers.advanced import AdvancedProfiler
 from inazuma.profilers.base import PassThroughProfiler
 from inazuma.profilers.profiler import Profiler
@@ -14,4 +15,26 @@ __all__ = [
     "PyTorchProfiler",
     "SimpleProfiler",
     "XLAProfiler",
+    "select",
 ]
+
+NAMED = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler, "xla": XLAProfiler}
+
+
+def select(profiler: Profiler | str | None) -> Profiler:
+    """The profiler that `Trainer(profiler=...)` asks for.
+
+    Raises:
+        MisconfigurationException: no profiler, and no name of one.
+    """
+    if profiler is None:
+        return PassThroughProfiler()
+    if isinstance(profiler, Profiler):
+        return profiler
+    if isinstance(profiler, str) and profiler.lower() in NAMED:
+        made: Profiler = NAMED[profiler.lower()]()
+        return made
+    raise MisconfigurationException(
+        f"Trainer(profiler={profiler!r}): when passing string value for the `profiler` parameter of `Trainer`, it can "
+        f"only be one of {list(NAMED)}; else give a Profiler."
+    )
