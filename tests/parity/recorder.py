@@ -239,6 +239,7 @@ class Lab:
             )
             return own(this, *args, **kwargs)
 
+        noted.__name__ = hook
         return noted
 
 
@@ -327,7 +328,9 @@ def shown(value: Any) -> Any:
     if isinstance(value, Tensor):
         total = value.detach().double().sum().item()
         return {"shape": tuple(value.shape), "dtype": str(value.dtype), "sum": total, "grad": value.requires_grad}
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if isinstance(value, str):
+        return str(getattr(value, "value", value))  # a member of a string enum equals its word
+    if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, Mapping):
         return {str(name): shown(item) for name, item in value.items()}
@@ -365,6 +368,8 @@ def _checkpoint(path: Path, root: Path) -> Any:
             return [plain(item) for item in value]
         return value.replace(os.path.realpath(root), "<root>") if isinstance(value, str) else value
 
+    # What is in `loops` shows when Lightning resumes from it: tests/resume/test_interchange.py. Here only its form.
+    content["loops"] = {name: sorted(loop) for name, loop in content["loops"].items()}
     return plain({key: value for key, value in content.items() if key not in OWN_KEYS | {"pytorch-lightning_version"}})
 
 

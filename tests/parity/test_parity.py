@@ -26,9 +26,7 @@ def test_a_program_runs_alike_on_lightning_and_on_inazuma(program: Scenario, tmp
     assert not surprising, _report(program, surprising, expected, got)
     gone = [part for part in program.deviates if part not in found]
     assert not gone, f"{program.name} no longer deviates in {gone}: take it out of the scenario and docs/differences.md"
-    unexpected = [
-        f"{w.category.__name__}: {w.message}" for w in got.warnings if not _is_expected(str(w.message), program)
-    ]
+    unexpected = [f"{w.category.__name__}: {w.message}" for w in got.warnings if not _is_named(str(w.message), program)]
     assert not unexpected, f"warnings of inazuma that {program.name} does not name:\n" + "\n".join(unexpected)
 
 

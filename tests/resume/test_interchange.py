@@ -1,0 +1,186 @@
+"""Checkpoints travel both ways between inazuma and Lightning 2.6, and training goes on at the right place."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.parity.recorder import first_difference, loader
+
+PACKAGES = ["lightning.pytorch", "inazuma"]
+BOTH_WAYS = pytest.mark.parametrize(
+    ("writer", "reader"), [PACKAGES, PACKAGES[::-1]], ids=["to inazuma", "to Lightning"]
+)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences Lightning: tips, device lines, and warnings about the number of workers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        yield
+        logging.disable(logging.NOTSET)
+
+
+def _net(package: str, manual: bool = False) -> Any:
+    pl = importlib.import_module(package)
+
+    class Net(pl.LightningModule):
+        def __init__(self, width: int = 3, names: tuple[str, ...] = ("a", "b")) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+            self.automatic_optimization = not manual
+            self.layers = torch.nn.Sequential(torch.nn.Linear(4, width), torch.nn.Tanh(), torch.nn.Linear(width, 2))
+            self.batches: list[tuple[int, int, int]] = []
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.batches.append((self.current_epoch, batch_idx, self.global_step))
+            loss = torch.nn.functional.mse_loss(self.layers(batch[0]), batch[1])
+            self.log("train_loss", loss)
+            if manual:
+                optimizer = self.optimizers()
+                optimizer.zero_grad()
+                self.manual_backward(loss)
+                optimizer.step()
+            return loss
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("val_loss", torch.nn.functional.mse_loss(self.layers(batch[0]), batch[1]))
+
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.Adam(self.parameters(), lr=0.05)
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)]
+
+    return Net
+
+
+def _fit(
+    package: str, net: Any, root: Path, save: tuple[str, int] = ("", 0), ckpt_path: Any = None, **given: Any
+) -> Any:
+    """Fit, and save `root/saved.ckpt` in the hook `save[0]` once `save[1]` optimizer steps are done."""
+    pl = importlib.import_module(package)
+    callbacks = importlib.import_module(f"{package}.callbacks")
+    hook, at = save
+
+    def write(self: Any, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == at and not trainer.sanity_checking:
+            trainer.save_checkpoint(root / "saved.ckpt")
+
+    saver = type("Saver", (pl.Callback,), {hook: write} if hook else {})()
+    # Checkpoint and early-stopping states are exchanged too; in the file of the other package they are found by name.
+    keep = callbacks.ModelCheckpoint(root / "kept", monitor="val_loss", save_top_k=2)
+    stop = callbacks.EarlyStopping("val_loss", patience=100)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        default_root_dir=root,
+        callbacks=[saver, stop, keep],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **{"max_epochs": 3, **given},
+    )
+    with _quiet():
+        trainer.fit(net, loader(), loader(6), ckpt_path=ckpt_path)
+    return trainer, stop, keep
+
+
+MOMENTS = {
+    "the end of an epoch": ("on_train_epoch_end", 6, {}),
+    "the end of an epoch, with accumulation": ("on_train_epoch_end", 3, {"accumulate_grad_batches": 2}),
+    "the middle of an epoch": ("on_train_batch_end", 8, {}),
+    "the middle of an epoch, with accumulation": ("on_train_batch_end", 4, {"accumulate_grad_batches": 2}),
+    "the last batch of an epoch": ("on_train_batch_end", 12, {}),
+    "a validation inside an epoch": ("on_validation_end", 9, {"val_check_interval": 0.5}),
+    "the validation at the end of an epoch": ("on_validation_end", 6, {}),
+    "the end of training": ("on_train_end", 18, {}),
+}
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_training_goes_on_where_the_other_package_stopped(
+    moment: str, writer: str, reader: str, tmp_path: Path
+) -> None:
+    hook, at, given = MOMENTS[moment]
+    torch.manual_seed(1)
+    _fit(writer, _net(writer)(), tmp_path, (hook, at), **given)
+    expected, got = _net(writer)(), _net(reader)()
+    by_itself, _, _ = _fit(writer, expected, tmp_path, ckpt_path=tmp_path / "saved.ckpt", **{**given, "max_epochs": 4})
+    by_other, _, _ = _fit(reader, got, tmp_path, ckpt_path=tmp_path / "saved.ckpt", **{**given, "max_epochs": 4})
+    assert by_other.current_epoch == by_itself.current_epoch == 4
+    assert by_other.global_step == by_itself.global_step
+    assert got.batches == expected.batches
+    if "epoch" in moment and "middle" not in moment and "inside" not in moment:
+        # Inside an epoch Lightning takes the wrong batches, and inazuma does not know which ones Lightning took.
+        assert (where := first_difference(expected.state_dict(), got.state_dict())) is None, where
+
+
+@BOTH_WAYS
+def test_manual_optimization_goes_on_where_the_other_package_stopped(writer: str, reader: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    _fit(writer, _net(writer, manual=True)(), tmp_path, ("on_train_epoch_end", 12))
+    expected, got = _net(writer, manual=True)(), _net(reader, manual=True)()
+    for package, net in ((writer, expected), (reader, got)):
+        trainer, _, _ = _fit(package, net, tmp_path, ckpt_path=tmp_path / "saved.ckpt", max_epochs=4)
+        assert trainer.global_step == 24
+    assert got.batches == expected.batches
+    assert first_difference(expected.state_dict(), got.state_dict()) is None
+
+
+@BOTH_WAYS
+def test_callbacks_find_their_state_in_the_file_of_the_other_package(writer: str, reader: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    _, stop, keep = _fit(writer, _net(writer)(), tmp_path, ("on_train_end", 18))
+    _, other_stop, other_keep = _fit(reader, _net(reader)(), tmp_path, ckpt_path=tmp_path / "saved.ckpt")
+    assert float(other_stop.best_score) == float(stop.best_score)
+    assert other_stop.wait_count == stop.wait_count
+    assert other_keep.best_model_path == keep.best_model_path
+    assert {path: float(score) for path, score in other_keep.best_k_models.items()} == {
+        path: float(score) for path, score in keep.best_k_models.items()
+    }
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_a_module_is_loaded_from_the_file_of_the_other_package(
+    weights_only: bool, writer: str, reader: str, tmp_path: Path
+) -> None:
+    net = _net(writer)(width=5)
+    trainer, _, _ = _fit(writer, net, tmp_path, max_epochs=1)
+    with _quiet():
+        trainer.save_checkpoint(tmp_path / "saved.ckpt", weights_only=weights_only)
+        loaded = _net(reader).load_from_checkpoint(tmp_path / "saved.ckpt")
+    assert dict(loaded.hparams) == {"width": 5, "names": ("a", "b")}
+    assert first_difference(net.state_dict(), loaded.state_dict()) is None
+
+
+@BOTH_WAYS
+def test_the_file_of_the_other_package_is_evaluated(writer: str, reader: str, tmp_path: Path) -> None:
+    net = _net(writer)()
+    trainer, _, _ = _fit(writer, net, tmp_path, ("on_train_end", 18))
+    other = importlib.import_module(reader).Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    with _quiet():
+        expected = trainer.validate(net, loader(6), verbose=False)
+        got = other.validate(_net(reader)(), loader(6), ckpt_path=tmp_path / "saved.ckpt", verbose=False)
+    assert got == [pytest.approx(each, rel=1e-6) for each in expected]
+
+
+def test_a_file_of_inazuma_holds_only_what_torch_reads_safely(tmp_path: Path) -> None:
+    _fit("inazuma", _net("inazuma")(), tmp_path, ("on_after_backward", 7))
+    content = torch.load(tmp_path / "saved.ckpt", weights_only=True)
+    assert content["global_step"] == 7
