@@ -12,7 +12,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from inazuma import Trainer, seed_everything
-from inazuma.loggers import CSVLogger, DummyLogger, TensorBoardLogger
+from inazuma.loggers import CSVLogger, DummyLogger, TensorBoardLogger, select
 from inazuma.testing import BoringModel
 
 with warnings.catch_warnings():
@@ -141,3 +141,16 @@ def test_drawing_the_graph_does_not_change_training(tmp_path: Path) -> None:
         read.Reload()
         assert read.Tags()["graph"] is log_graph
     assert torch.equal(*weights)
+
+
+def test_what_is_no_logger_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"Trainer\(logger=...\): 'csv' is no `inazuma.loggers.Logger`"):
+        Trainer(logger=["csv"], **QUIET)  # type: ignore[list-item]
+
+
+def test_a_slurm_job_gives_the_default_logger_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (chosen,) = select(True, tmp_path, fast_dev_run=False)
+    assert chosen.version == 0
+    monkeypatch.setenv("SLURM_JOB_ID", "123")
+    (chosen,) = select(None, tmp_path, fast_dev_run=False)
+    assert chosen.log_dir == str(tmp_path / "lightning_logs" / "123")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from inazuma import Callback, Trainer
+from inazuma.errors import MisconfigurationException
 from inazuma.profilers import AdvancedProfiler, PassThroughProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from inazuma.testing import BoringModel
 
@@ -75,3 +76,11 @@ def test_without_a_profiler_nothing_is_measured(fit: Any) -> None:
 @pytest.mark.parametrize(("name", "kind"), [("simple", SimpleProfiler), ("advanced", AdvancedProfiler)])
 def test_a_profiler_can_be_named(name: str, kind: type[Profiler], fit: Any) -> None:
     assert type(fit(name).profiler) is kind
+
+
+@pytest.mark.parametrize("profiler", ["fast", 3])
+def test_what_is_no_profiler_is_refused(profiler: Any) -> None:
+    with pytest.raises(
+        MisconfigurationException, match=f"profiler={profiler!r}.*'simple', 'advanced', 'pytorch', 'xla'"
+    ):
+        Trainer(profiler=profiler, **QUIET)
