@@ -28,8 +28,8 @@ def parse_duration(value: Duration) -> timedelta:
             return timedelta(**value)
         except TypeError as error:
             raise MisconfigurationException(
-                f"{value!r} is no length of time: {error}. Its keys are arguments of `datetime.timedelta`: days, hours, "
-                "minutes, seconds, ..."
+                f"{value!r} is no length of time: {error}. Its keys are arguments of `datetime.timedelta`: days, "
+                "hours, minutes, seconds, ..."
             ) from None
     if isinstance(value, str) and (match := re.fullmatch(r"(\d+):(\d\d):(\d\d):(\d\d)", value.strip())):
         days, hours, minutes, seconds = map(int, match.groups())
