@@ -58,16 +58,18 @@ MODULE_HOOKS = [
     "on_predict_model_eval",
 ]
 DATAMODULE_HOOKS = ["prepare_data", "setup", "teardown", "on_exception", "state_dict", "load_state_dict"]
+STEPS = [f"{stage}_step" for stage in ("training", "validation", "test", "predict")]
 # Their mere presence changes what the Trainer does, so that they are watched only where the program defines them.
 IF_DEFINED = [
     *_SOURCES,
     *_TRANSFER,
-    *(f"{stage}_step" for stage in ("training", "validation", "test", "predict")),
+    *STEPS,
     "configure_optimizers",
     "on_validation_model_train",
 ]
 # The moments at which the metrics are read. Reading is not free of effects in Lightning, and nobody reads elsewhere.
 METRIC_MOMENTS = {hook for hook in _COMMON if hook.endswith(("_start", "_end")) or hook == "teardown"}
+NOT_COMPARED = {"time_elapsed", "stopping_reason_message"}  # in callbacks: the clock, and a sentence for people
 OWN_KEYS = {"inazuma"}  # what inazuma adds to the keys of a Lightning checkpoint
 
 
@@ -218,7 +220,8 @@ class Lab:
 
     def _noted(self, cls: type, base: type, hook: str) -> Callable[..., Any]:
         own: Callable[..., Any] = getattr(cls, hook)
-        signature = inspect.signature(own)
+        # The hook as the package declares it, so that a program may name or gather the arguments as it likes.
+        signature = inspect.signature(own if hook in STEPS else getattr(base, hook))
         has_trainer = "trainer" in signature.parameters
         # The callbacks of the package are watched for when they are called. They read metrics as they like.
         reads_metrics = hook in METRIC_MOMENTS and not issubclass(cls, self.pl.LightningDataModule)
@@ -362,7 +365,7 @@ def _checkpoint(path: Path, root: Path) -> Any:
 
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):
-            keys = {key: str(key).replace(os.path.realpath(root), "<root>") for key in value if key != "time_elapsed"}
+            keys = {key: str(key).replace(os.path.realpath(root), "<root>") for key in value if key not in NOT_COMPARED}
             return {shown_key: plain(value[key]) for key, shown_key in keys.items()}
         if isinstance(value, (list, tuple)):
             return [plain(item) for item in value]
@@ -397,11 +400,13 @@ def _different_events(expected: list[Event], got: list[Event]) -> dict[str, str]
     if len(expected) != len(got) or same < len(expected):
         found["hooks"] = _neighbours(expected, got, same)
     for part in ("args", "state", "metrics"):
+        first: dict[str, str] = {}  # by the place in the value: the first event at which it differs
         for i in range(same):
             where = first_difference(getattr(expected[i], part), getattr(got[i], part))
             if where is not None:
-                found[part] = f"{where}\n{_neighbours(expected, got, i)}"
-                break
+                first.setdefault(where.split(":")[0], f"{where}\n{_neighbours(expected, got, i)}")
+        if first:
+            found[part] = "\n".join(list(first.values())[:4])
     return found
 
 
