@@ -36,9 +36,9 @@ _CALLBACKS_ONLY = ["on_sanity_check_start", "on_sanity_check_end"]
 EVENTS: dict[str, tuple[str, ...]] = {
     "setup": ("datamodule", "callbacks", "module"),
     "teardown": ("datamodule", "callbacks", "module"),
-    **{event: ("callbacks",) for event in _CALLBACKS_ONLY},
+    **dict.fromkeys(_CALLBACKS_ONLY, ("callbacks",)),
     "on_exception": ("callbacks", "datamodule"),
-    **{event: ("callbacks", "module") for event in ["on_fit_start", "on_fit_end", *_STAGE_EVENTS, *_STEP_EVENTS]},
+    **dict.fromkeys(["on_fit_start", "on_fit_end", *_STAGE_EVENTS, *_STEP_EVENTS], ("callbacks", "module")),
     "on_train_epoch_end": ("early callbacks", "module", "late callbacks"),
 }
 # Fired inside a batch. A checkpoint saved in one of them restarts that batch.

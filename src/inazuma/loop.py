@@ -42,14 +42,12 @@ from inazuma.errors import MisconfigurationException
 from inazuma.optim import monitored_metric
 from inazuma.progress import Next
 from inazuma.ranks import rank_zero_warn
-from inazuma.seed import isolate_rng, restore_rng
+from inazuma.seed import isolate_rng
 from inazuma.states import RunningStage
 
 if TYPE_CHECKING:
     from inazuma.data.loaders import Loaders
     from inazuma.run import Run
-
-Metrics = dict[str, float]
 
 
 def fit(run: Run) -> None:
@@ -58,6 +56,7 @@ def fit(run: Run) -> None:
     sanity_check(run)
     run.state.stage = RunningStage.TRAINING
     run.logbook.results = run.training_results
+    run.restore_logbook()
     if not run.train.open(run, at.epoch):
         return
     if at.next == Next.FINISH_EPOCH:  # resumed from a checkpoint of on_train_epoch_end
@@ -67,8 +66,7 @@ def fit(run: Run) -> None:
     if run.validates and limits.validates_in_epoch(at.epoch):
         run.val.open(run, at.epoch)
     hooks.fire("on_train_start")
-    if run.resume_rng is not None:
-        restore_rng(run.resume_rng)
+    run.restore_rng()
     while not limits.training_done(at):
         train_epoch(run)
     hooks.fire("on_train_end")
@@ -81,7 +79,8 @@ def sanity_check(run: Run) -> None:
     run.state.stage = RunningStage.SANITY_CHECKING
     with isolate_rng():
         run.hooks.fire("on_sanity_check_start")
-        evaluate(run, run.val, "validation", limit=run.limits.num_sanity_val_steps)
+        with torch.no_grad():
+            evaluate(run, run.val, "validation", limit=run.limits.num_sanity_val_steps)
         run.hooks.fire("on_sanity_check_end")
     run.logbook.clear()
 
@@ -92,7 +91,7 @@ def train_epoch(run: Run) -> None:
     if at.next == Next.START_EPOCH:
         run.train.open(run, at.epoch)
         run.train.set_epoch(at.epoch)
-        at.batch, at.is_last_batch, at.next = 0, False, Next.TAKE_BATCH
+        at.batch, at.validated_batches, at.is_last_batch, at.next = 0, 0, False, Next.TAKE_BATCH
         hooks.fire("on_train_epoch_start")
     if at.next in (Next.REPORT, Next.VALIDATE, Next.COUNT):
         after_batch(run)
@@ -289,6 +288,7 @@ def step_schedulers(run: Run, interval: str, plateau: bool = False) -> None:
             if metric is None:
                 continue
         run.hooks.call("lr_scheduler_step", run.module.lr_scheduler_step, config.scheduler, metric)
+        at.schedule_steps += 1
 
 
 def after_batch(run: Run) -> None:
@@ -347,10 +347,10 @@ def end_epoch(run: Run) -> None:
 
 def validate(run: Run, clear_gradients: bool) -> None:
     """Validation inside fit; training goes on as if it had not been."""
+    run.state.stage = RunningStage.VALIDATING
+    run.enter_validation()
     if clear_gradients:  # else an open accumulation window would lose them
         run.hooks.call("on_validation_model_zero_grad", run.module.on_validation_model_zero_grad)
-    run.enter_validation()
-    run.state.stage = RunningStage.VALIDATING
     first_batch = run.training_results.first_batch
     with torch.no_grad():
         evaluate(run, run.val, "validation", then=Next.COUNT)
@@ -362,7 +362,7 @@ def validate(run: Run, clear_gradients: bool) -> None:
 
 def evaluate(
     run: Run, loaders: Loaders, kind: str, limit: int | float | None = None, then: Next | None = None
-) -> list[Metrics]:
+) -> list[dict[str, Tensor]]:
     """Run the module over evaluation loaders ("validation" or "test"), with all hooks, and log what it logs.
 
     Returns:
@@ -399,6 +399,7 @@ def evaluate(
             hooks.fire(end, output, batch, batch_idx, *which)
             book.end_batch()
             if not is_sanity:
+                at.validated_batches += 1
                 if results.logs_steps:
                     book.report(book.update()[0], loaders.seen[idx], None)  # waits for the device
                 loaders.seen[idx] += 1

@@ -593,12 +593,12 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
     def freeze(self) -> LightningModule:
         """Stop all gradients and go to evaluation mode. Returns self."""
         self.requires_grad_(False)
-        return cast(LightningModule, self.eval())
+        return self.eval()
 
     def unfreeze(self) -> LightningModule:
         """Undo `freeze`. Returns self."""
         self.requires_grad_(True)
-        return cast(LightningModule, self.train())
+        return self.train()
 
     @OnlyOnClass
     @classmethod

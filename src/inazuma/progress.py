@@ -38,6 +38,8 @@ class Progress:
     step: int = 0  # optimizer steps, over all optimizers and epochs: `global_step`
     total_batches: int = 0  # finished in all epochs
     stepped_batches: int = 0  # batches that ended in an optimizer step: the x axis of loggers
+    schedule_steps: int = 0  # of learning-rate schedules
+    validated_batches: int = 0  # in this epoch
     is_last_batch: bool = False  # of the epoch
     next: Next = Next.START_EPOCH
 

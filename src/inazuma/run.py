@@ -32,7 +32,7 @@ from inazuma.optim import LightningOptimizer, LRSchedulerConfig, configure, opti
 from inazuma.precision.precision import Precision
 from inazuma.progress import Limits, Progress
 from inazuma.ranks import WarningCache, rank_zero_warn
-from inazuma.seed import capture_rng
+from inazuma.seed import capture_rng, restore_rng
 from inazuma.states import RunningStage, TrainerFn, TrainerState
 from inazuma.strategies.strategy import Strategy
 from inazuma.tree import recursive_detach
@@ -82,7 +82,7 @@ class Run:
     evaluation_results: Results = field(default_factory=lambda: Results(is_training=False))
     boundary: Boundary | None = None  # set while something runs that can only be repeated from its beginning
     window: Boundary | None = None  # the beginning of the accumulation window in work
-    resume_rng: dict[str, Any] | None = None  # of the checkpoint this run was resumed from
+    resume: dict[str, Any] | None = None  # what a checkpoint says of random generators and logged values
     resumes_inside_an_epoch: bool = False
 
     def __post_init__(self) -> None:
@@ -158,6 +158,17 @@ class Run:
         if self.boundary is None or self.boundary.logbook is None:
             return self.logbook.state_dict(self.training_results)
         return self.boundary.logbook
+
+    def restore_logbook(self) -> None:
+        """Take up the logged values of the run that is resumed, after the sanity check."""
+        if self.resume is not None:
+            find = self.module.get_submodule
+            self.logbook.load_state_dict(self.resume["logbook"], self.training_results, find)
+
+    def restore_rng(self) -> None:
+        """Take up the random generators of the run that is resumed, as the last thing before training goes on."""
+        if self.resume is not None:
+            restore_rng(self.resume["rng"])
 
     def set_optimizers(self, optimizers: Sequence[Optimizer]) -> None:
         """Take these optimizers, and make the proxies whose `step` goes through precision and hooks."""
@@ -325,14 +336,17 @@ def _need_loader(run: Run, stage: str) -> None:
         raise request_error(stage)
 
 
+_CLI_KEYS = ("_instantiator", "_class_path")  # how Lightning's CLI finds a class again: no hyper-parameters
+
+
 def _log_hyperparameters(run: Run) -> None:
     """Hand the hyper-parameters of module and datamodule, as they were saved first, to the loggers."""
     owners = [owner for owner in (run.module, run.datamodule) if owner is not None and owner._log_hyperparams]
     initial: dict[str, Any] | None = None
     for owner in owners:
-        hparams = owner.hparams_initial
+        hparams = {key: value for key, value in owner.hparams_initial.items() if key not in _CLI_KEYS}
         if initial is None:
-            initial = dict(hparams)
+            initial = hparams
             continue
         clashes = [key for key in initial.keys() & hparams.keys() if _differ(initial[key], hparams[key])]
         if clashes:

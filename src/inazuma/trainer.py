@@ -5,45 +5,40 @@ Every constructor argument goes to exactly one owner. After that the Trainer is 
 
 from __future__ import annotations
 
-import ast
-import difflib
-import functools
-import inspect
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from inazuma import devices as device_room
-from inazuma import files, loggers, loop
+from inazuma import files, loop
+from inazuma.arguments import check_barebones, clipping, set_determinism, split_plugins, with_environment
 from inazuma.callbacks.callback import Callback
 from inazuma.callbacks.checkpoint import Checkpoint
+from inazuma.callbacks.defaults import with_defaults, with_module_callbacks
 from inazuma.callbacks.early_stopping import EarlyStopping
-from inazuma.callbacks.model_checkpoint import ModelCheckpoint
-from inazuma.callbacks.model_summary import ModelSummary, default_model_summary
-from inazuma.callbacks.progress import ProgressBar, default_progress_bar
+from inazuma.callbacks.progress import ProgressBar
 from inazuma.callbacks.timer import Timer
 from inazuma.checkpoint.find import find
 from inazuma.checkpoint.state import gather
-from inazuma.checkpoint_io import CheckpointIO
 from inazuma.data.loaders import Loaders
 from inazuma.datahooks import DataHooks
 from inazuma.datamodule import LightningDataModule
 from inazuma.errors import MisconfigurationException
 from inazuma.hooks import Hooks, overrides
 from inazuma.logbook import Logbook, as_numbers
-from inazuma.loggers.logger import DummyLogger, Logger
+from inazuma.loggers import select as select_loggers
+from inazuma.loggers.logger import Logger
 from inazuma.module import LightningModule
-from inazuma.optim import GradClipAlgorithmType, LightningOptimizer, LRSchedulerConfig
+from inazuma.optim import LightningOptimizer, LRSchedulerConfig
 from inazuma.precision.select import select as select_precision
-from inazuma.precision.precision import Precision
-from inazuma.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler, XLAProfiler
-from inazuma.profilers.base import PassThroughProfiler
+from inazuma.profilers import PassThroughProfiler, Profiler
+from inazuma.profilers import select as select_profiler
 from inazuma.progress import Limits, Progress
 from inazuma.ranks import rank_zero_info, rank_zero_warn
 from inazuma.run import Run, assemble
@@ -53,14 +48,8 @@ from inazuma.strategies.strategy import Strategy
 from inazuma.tables import print_results
 from inazuma.views import FitLoopView
 
-F = TypeVar("F", bound=Callable[..., None])
+T = TypeVar("T")
 
-PROFILERS: dict[str, type[Profiler]] = {
-    "simple": SimpleProfiler,
-    "advanced": AdvancedProfiler,
-    "pytorch": PyTorchProfiler,
-    "xla": XLAProfiler,
-}
 STAGES = {
     TrainerFn.FITTING: RunningStage.TRAINING,
     TrainerFn.VALIDATING: RunningStage.VALIDATING,
@@ -69,33 +58,33 @@ STAGES = {
 }
 
 
-def _with_environment(init: F) -> F:
-    """Let `PL_TRAINER_<ARGUMENT>` give defaults, accept arguments by position, and name the nearest for a wrong one."""
-    names = [name for name in inspect.signature(init).parameters if name != "self"]
+class _OfLimits(Generic[T]):
+    """An attribute of the Trainer that lives in `Limits`, and may be set."""
 
-    @functools.wraps(init)
-    def from_environment(self: Any, *args: Any, **kwargs: Any) -> None:
-        if len(args) > len(names):
-            raise TypeError(f"Trainer() takes at most {len(names)} arguments, {len(args)} were given.")
-        given = dict(zip(names, args, strict=False))
-        for name, value in kwargs.items():
-            if name not in names:
-                near = difflib.get_close_matches(name, names, 1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise TypeError(f"Trainer() got an unexpected keyword argument {name!r}.{hint}")
-            if name in given:
-                raise TypeError(f"Trainer() got multiple values for argument {name!r}")
-            given[name] = value
-        for name in names:
-            text = os.environ.get(f"PL_TRAINER_{name.upper()}")
-            if text and name not in given:
-                try:
-                    given[name] = ast.literal_eval(text)
-                except (ValueError, SyntaxError):
-                    given[name] = text
-        init(self, **given)
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
 
-    return from_environment  # type: ignore[return-value]
+    def __get__(self, trainer: Trainer, owner: type) -> T:
+        return getattr(trainer.limits, self.name)  # type: ignore[no-any-return]
+
+    def __set__(self, trainer: Trainer, value: T) -> None:
+        setattr(trainer.limits, self.name, value)
+
+
+class _InStage:
+    """`trainer.training` and its like: whether that stage runs; may be set."""
+
+    def __init__(self, stage: RunningStage) -> None:
+        self.stage = stage
+
+    def __get__(self, trainer: Trainer, owner: type) -> bool:
+        return trainer.state.stage is self.stage
+
+    def __set__(self, trainer: Trainer, value: bool) -> None:
+        if value:
+            trainer.state.stage = self.stage
+        elif trainer.state.stage is self.stage:
+            trainer.state.stage = None
 
 
 class Trainer:
@@ -150,7 +139,7 @@ class Trainer:
         TypeError, ValueError: an argument of the wrong kind, or an unknown name.
     """
 
-    @_with_environment
+    @with_environment
     def __init__(
         self,
         *,
@@ -203,7 +192,7 @@ class Trainer:
             )
         self.barebones = barebones
         if barebones:
-            _check_barebones(locals())
+            check_barebones(locals())
             logger, enable_checkpointing, enable_progress_bar, enable_model_summary = False, False, False, False
             log_every_n_steps, num_sanity_val_steps = 0, 0
             rank_zero_info(
@@ -231,16 +220,16 @@ class Trainer:
         )
         self.progress = Progress()
         self.state = TrainerState()
-        self.gradient_clip_val, self.gradient_clip_algorithm = _clipping(gradient_clip_val, gradient_clip_algorithm)
+        self.gradient_clip_val, self.gradient_clip_algorithm = clipping(gradient_clip_val, gradient_clip_algorithm)
         self.benchmark = benchmark
         self.inference_mode = inference_mode
         self.detect_anomaly = detect_anomaly
         self.enable_autolog_hparams = enable_autolog_hparams
         self.use_distributed_sampler = use_distributed_sampler
         self.sync_batchnorm = sync_batchnorm
-        _set_determinism(deterministic, benchmark)
+        set_determinism(deterministic, benchmark)
 
-        own_precision, checkpoint_io = _plugins(plugins)
+        own_precision, checkpoint_io = split_plugins(plugins)
         if own_precision is not None and precision is not None:
             raise ValueError(f"Received both `precision={precision!r}` and `plugins={own_precision!r}`. Choose one.")
         found = device_room.select(accelerator, devices)
@@ -254,60 +243,14 @@ class Trainer:
         self._datamodule: LightningDataModule | None = None
         self._module: LightningModule | None = None
         self.fit_loop = FitLoopView(self, self.progress, self.limits)
-        self.loggers = self._own_loggers(logger)
-        self.profiler = _profiler(profiler)
-        self._callbacks = _reordered(
-            self._with_defaults(callbacks, max_time, enable_checkpointing, enable_progress_bar, enable_model_summary)
+        self.loggers = select_loggers(logger, self.default_root_dir, bool(fast_dev_run))
+        self.profiler = select_profiler(profiler)
+        self._callbacks = with_defaults(
+            callbacks, max_time, enable_checkpointing, enable_progress_bar, enable_model_summary
         )
         rank_zero_info(device_room.describe(found))
 
     # What the constructor makes
-
-    def _own_loggers(self, logger: Logger | Iterable[Logger] | bool | None) -> list[Logger]:
-        if logger is None or logger is True:
-            made = [loggers.default_logger(self.default_root_dir, version=os.environ.get("SLURM_JOB_ID"))]
-        elif logger is False:
-            made = []
-        elif isinstance(logger, Logger):
-            made = [logger]
-        else:
-            made = list(logger)
-            for each in made:
-                if not isinstance(each, Logger):
-                    raise TypeError(f"Trainer(logger=...): {each!r} is no `inazuma.loggers.Logger`.")
-        return [DummyLogger()] if made and self.limits.fast_dev_run else made
-
-    def _with_defaults(
-        self,
-        callbacks: list[Callback] | Callback | None,
-        max_time: Any,
-        enable_checkpointing: bool | None,
-        enable_progress_bar: bool | None,
-        enable_model_summary: bool | None,
-    ) -> list[Callback]:
-        """The user's callbacks and those that the Trainer adds."""
-        own = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
-        _check_state_keys(own)
-        _refuse_contradiction(own, Checkpoint, "enable_checkpointing", enable_checkpointing)
-        _refuse_contradiction(own, ProgressBar, "enable_progress_bar", enable_progress_bar)
-        bars = [callback for callback in own if isinstance(callback, ProgressBar)]
-        if len(bars) > 1:
-            raise MisconfigurationException(
-                f"You added multiple progress bar callbacks to the Trainer, but currently only one is supported: {bars}."
-            )
-        if enable_checkpointing is not False and not any(isinstance(c, Checkpoint) for c in own):
-            own.append(ModelCheckpoint())
-        if max_time is not None:
-            if any(isinstance(callback, Timer) for callback in own):
-                rank_zero_info("Ignoring `Trainer(max_time=...)`, callbacks list already contains a Timer.")
-            else:
-                own.append(Timer(duration=max_time, interval="step"))
-        if enable_progress_bar is not False and not bars:
-            bars = [default_progress_bar()]
-            own.append(bars[0])
-        if enable_model_summary is not False and not any(isinstance(c, ModelSummary) for c in own):
-            own.append(default_model_summary(bars[0] if bars else None))
-        return own
 
     # The four functions
 
@@ -496,7 +439,7 @@ class Trainer:
         if datamodule is not None:
             datamodule.trainer = self
         self.strategy.connect(module)
-        self._callbacks = _with_module_callbacks(self._callbacks, module)
+        self._callbacks = with_module_callbacks(self._callbacks, module)
         profiler = None if isinstance(self.profiler, PassThroughProfiler) else self.profiler
         hooks = Hooks(self, module, LightningModule, self._callbacks, datamodule, profiler)
         logbook = Logbook(hooks, self._reduce_logged, self.strategy.root_device, self.loggers)
@@ -525,7 +468,9 @@ class Trainer:
             gradient_clip_algorithm=self.gradient_clip_algorithm,
         )
         if profiler is not None:
-            profiler.setup(stage=str(fn), local_rank=self.local_rank, log_dir=self.log_dir)
+            profiler.lightning_module = module
+            rank = self.local_rank if self.world_size > 1 else None
+            profiler.setup(stage=str(fn), local_rank=rank, log_dir=self.log_dir)
         return self._run
 
     def _reduce_logged(self, value: Tensor, reduction: str, group: Any) -> Tensor:
@@ -553,9 +498,8 @@ class Trainer:
         run.hooks.fire("teardown", str(self.state.fn))
         for logger in self.loggers:
             logger.finalize("success")
-        if not isinstance(self.profiler, PassThroughProfiler):
-            self.profiler.describe()
-            self.profiler.teardown(stage=str(self.state.fn))
+        self.profiler.describe()
+        self.profiler.teardown(stage=str(self.state.fn))
         run.logbook.results = None
         run.hooks.where = ""
         self.state.status, self.state.stage = TrainerStatus.FINISHED, None
@@ -569,6 +513,7 @@ class Trainer:
             run.hooks.fire("on_exception", error)
             for logger in self.loggers:
                 logger.finalize("failed")
+            self.profiler.teardown(stage=str(self.state.fn))
             run.logbook.results = None
             run.hooks.where = ""
         self.strategy.teardown()
@@ -754,37 +699,28 @@ class Trainer:
     def interrupted(self) -> bool:
         return self.state.status is TrainerStatus.INTERRUPTED
 
-    def _is_in(self, stage: RunningStage) -> bool:
-        return self.state.stage is stage
-
-    def _set_in(self, stage: RunningStage, value: bool) -> None:
-        if value:
-            self.state.stage = stage
-        elif self.state.stage is stage:
-            self.state.stage = None
-
-    training = property(
-        lambda self: self._is_in(RunningStage.TRAINING), lambda self, v: self._set_in(RunningStage.TRAINING, v)
-    )
-    testing = property(
-        lambda self: self._is_in(RunningStage.TESTING), lambda self, v: self._set_in(RunningStage.TESTING, v)
-    )
-    predicting = property(
-        lambda self: self._is_in(RunningStage.PREDICTING), lambda self, v: self._set_in(RunningStage.PREDICTING, v)
-    )
-    validating = property(
-        lambda self: self._is_in(RunningStage.VALIDATING), lambda self, v: self._set_in(RunningStage.VALIDATING, v)
-    )
-    sanity_checking = property(
-        lambda self: self._is_in(RunningStage.SANITY_CHECKING),
-        lambda self, v: self._set_in(RunningStage.SANITY_CHECKING, v),
-    )
+    training = _InStage(RunningStage.TRAINING)
+    sanity_checking = _InStage(RunningStage.SANITY_CHECKING)
+    validating = _InStage(RunningStage.VALIDATING)
+    testing = _InStage(RunningStage.TESTING)
+    predicting = _InStage(RunningStage.PREDICTING)
 
     @property
     def evaluating(self) -> bool:
         return self.state.stage is not None and self.state.stage.evaluating
 
     # Limits
+
+    limit_train_batches = _OfLimits[int | float]()
+    limit_val_batches = _OfLimits[int | float]()
+    limit_test_batches = _OfLimits[int | float]()
+    limit_predict_batches = _OfLimits[int | float]()
+    overfit_batches = _OfLimits[int | float]()
+    val_check_interval = _OfLimits[Any]()
+    check_val_every_n_epoch = _OfLimits[int | None]()
+    log_every_n_steps = _OfLimits[int]()
+    accumulate_grad_batches = _OfLimits[int]()
+    reload_dataloaders_every_n_epochs = _OfLimits[int]()
 
     @property
     def max_epochs(self) -> int | None:
@@ -987,161 +923,8 @@ class Trainer:
         return {} if self._run is None else self._run.logbook.progress_bar_numbers()
 
 
-def _limit(name: str) -> property:
-    """An attribute of the Trainer that lives in `Limits` and may be set."""
-
-    def get(trainer: Trainer) -> Any:
-        return getattr(trainer.limits, name)
-
-    def put(trainer: Trainer, value: Any) -> None:
-        setattr(trainer.limits, name, value)
-
-    return property(get, put)
-
-
-for _name in (
-    "limit_train_batches",
-    "limit_val_batches",
-    "limit_test_batches",
-    "limit_predict_batches",
-    "overfit_batches",
-    "val_check_interval",
-    "check_val_every_n_epoch",
-    "log_every_n_steps",
-    "accumulate_grad_batches",
-    "reload_dataloaders_every_n_epochs",
-):
-    setattr(Trainer, _name, _limit(_name))
-
-
 def _nothing() -> None:
     return None
-
-
-def _check_barebones(arguments: dict[str, Any]) -> None:
-    for name in (
-        "enable_checkpointing",
-        "logger",
-        "enable_progress_bar",
-        "enable_model_summary",
-        "log_every_n_steps",
-        "num_sanity_val_steps",
-        "fast_dev_run",
-        "detect_anomaly",
-        "profiler",
-    ):
-        if arguments[name]:
-            raise ValueError(
-                f"`Trainer(barebones=True, {name}={arguments[name]!r})` was passed. Barebones switches {name} off: "
-                "remove one of the two."
-            )
-
-
-def _clipping(value: Any, algorithm: Any) -> tuple[Any, str | None]:
-    if value is not None and not isinstance(value, (int, float)):
-        raise TypeError(f"`gradient_clip_val` should be an int or a float. Got {value!r}.")
-    return value, None if algorithm is None else GradClipAlgorithmType.parse(algorithm).value
-
-
-def _set_determinism(deterministic: bool | str | None, benchmark: bool | None) -> None:
-    if deterministic is not None:
-        torch.use_deterministic_algorithms(bool(deterministic), warn_only=deterministic == "warn")
-    if deterministic:
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # the only setting under which cuBLAS is deterministic
-        if benchmark:
-            rank_zero_warn(
-                "You passed `deterministic=True` and `benchmark=True`. Note that PyTorch ignores torch.backends.cudnn."
-                "deterministic=True when torch.backends.cudnn.benchmark=True.",
-            )
-        elif benchmark is None:
-            benchmark = False
-    if benchmark is not None:
-        torch.backends.cudnn.benchmark = benchmark
-
-
-def _plugins(plugins: Any) -> tuple[Precision | None, CheckpointIO | None]:
-    found: dict[type[Any], Any] = {}
-    given = [] if plugins is None else list(plugins) if isinstance(plugins, (list, tuple)) else [plugins]
-    for plugin in given:
-        kind = next((kind for kind in (Precision, CheckpointIO) if isinstance(plugin, kind)), None)
-        if kind is None:
-            raise MisconfigurationException(
-                f"Found invalid type for plugin {plugin!r}. Expected one of: Precision, CheckpointIO."
-            )
-        if kind in found:
-            raise MisconfigurationException(
-                f"Received multiple values for {kind.__name__} flags in `plugins`: {found[kind]!r} and {plugin!r}. "
-                "Expected one value for each type at most."
-            )
-        found[kind] = plugin
-    return found.get(Precision), found.get(CheckpointIO)
-
-
-def _profiler(profiler: Profiler | str | None) -> Profiler:
-    if profiler is None:
-        return PassThroughProfiler()
-    if isinstance(profiler, str):
-        if profiler.lower() not in PROFILERS:
-            raise MisconfigurationException(
-                f"When passing string value for the `profiler` parameter of `Trainer`, it can only be one of "
-                f"{list(PROFILERS)}. It is {profiler!r}."
-            )
-        return PROFILERS[profiler.lower()]()
-    if not isinstance(profiler, Profiler):
-        raise MisconfigurationException(
-            f"Trainer(profiler={profiler!r}): give a Profiler, or one of {list(PROFILERS)}."
-        )
-    return profiler
-
-
-def _refuse_contradiction(
-    callbacks: Sequence[Callback], kind: type[Callback], argument: str, value: bool | None
-) -> None:
-    found = [type(callback).__name__ for callback in callbacks if isinstance(callback, kind)]
-    if value is False and found:
-        raise MisconfigurationException(
-            f"Trainer was configured with `{argument}=False` but found {found} in callbacks list. Remove one of the two."
-        )
-
-
-def _check_state_keys(callbacks: Sequence[Callback]) -> None:
-    seen = set()
-    for callback in callbacks:
-        if not isinstance(callback, Callback):
-            raise TypeError(
-                f"Trainer(callbacks=...): {callback!r} is no `Callback`. Give instances of `inazuma.Callback` "
-                "(an instance, not the class)."
-            )
-        if overrides(callback, "state_dict", Callback):
-            if callback.state_key in seen:
-                raise RuntimeError(
-                    f"Found more than one stateful callback of type `{type(callback).__name__}`. In the current "
-                    "configuration, this callback does not support being saved alongside other instances of the same "
-                    "type. Please consult the documentation of `state_key`."
-                )
-            seen.add(callback.state_key)
-
-
-def _reordered(callbacks: Sequence[Callback]) -> list[Callback]:
-    """Callbacks that save come last, so that what they save holds what all others did."""
-    saving = [callback for callback in callbacks if isinstance(callback, Checkpoint)]
-    return [callback for callback in callbacks if not isinstance(callback, Checkpoint)] + saving
-
-
-def _with_module_callbacks(callbacks: list[Callback], module: LightningModule) -> list[Callback]:
-    """The Trainer's callbacks, with those of `configure_callbacks` in place of ones of the same type."""
-    own = module.configure_callbacks()
-    own = [own] if isinstance(own, Callback) else list(own or [])
-    if not own:
-        return callbacks
-    kinds = {type(callback) for callback in own}
-    replaced = [c for c in callbacks if any(issubclass(kind, type(c)) for kind in kinds)]
-    if replaced:
-        rank_zero_info(
-            "The following callbacks returned in `LightningModule.configure_callbacks` will override existing callbacks "
-            f"passed to Trainer: {sorted(type(callback).__name__ for callback in replaced)}"
-        )
-    return _reordered([callback for callback in callbacks if callback not in replaced] + own)
 
 
 def _split_datamodule(

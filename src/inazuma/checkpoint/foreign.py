@@ -32,7 +32,6 @@ def _steps(count: int, in_epoch: int) -> dict[str, Any]:
 
 def to_loops(at: Progress, run: Run) -> dict[str, Any]:
     """The entry `loops` of a checkpoint at this position."""
-    in_epoch = at.next not in (Next.START_EPOCH, Next.FINISH_EPOCH)
     # saved in on_train_epoch_end: the epoch counts as processed, not as completed
     epochs_ready = at.epoch + (at.next != Next.START_EPOCH)
     epochs_processed = at.epoch + (at.next == Next.FINISH_EPOCH)
@@ -53,14 +52,15 @@ def to_loops(at: Progress, run: Run) -> dict[str, Any]:
     del zero_grads["processed"]
     zero_current = {"ready": steps_in_epoch, "completed": steps_in_epoch, "started": steps_in_epoch}
     nothing = _batches(_counter(0), _counter(0), False)
-    validated = _batches(_counter(0), _counter(0), in_epoch and at.next == Next.COUNT)
+    validated = _counter(at.validated_batches)
+    validation = _batches(validated, dict(validated), bool(at.validated_batches))
     stateful = run.batches.state_dict()["stateful"] if run.is_fitting and run.train.parts else []
     return {
         "fit_loop": {
             "state_dict": {"combined_loader": stateful} if any(s is not None for s in stateful) else {},
             "epoch_loop.state_dict": {"_batches_that_stepped": stepped},
             "epoch_loop.batch_progress": batches,
-            "epoch_loop.scheduler_progress": _steps(0, 0),
+            "epoch_loop.scheduler_progress": _steps(at.schedule_steps, at.schedule_steps),
             "epoch_loop.automatic_optimization.state_dict": {},
             "epoch_loop.automatic_optimization.optim_progress": {
                 "optimizer": {
@@ -71,7 +71,7 @@ def to_loops(at: Progress, run: Run) -> dict[str, Any]:
             "epoch_loop.manual_optimization.state_dict": {},
             "epoch_loop.manual_optimization.optim_step_progress": _steps(0 if run.is_automatic else at.step, 0),
             "epoch_loop.val_loop.state_dict": {},
-            "epoch_loop.val_loop.batch_progress": validated,
+            "epoch_loop.val_loop.batch_progress": validation,
             "epoch_progress": {"total": epochs, "current": dict(epochs)},
         },
         "validate_loop": {"state_dict": {}, "batch_progress": nothing},

@@ -26,7 +26,6 @@ from inazuma.hparams import dump_hparams
 from inazuma.optim import optimizer_to
 from inazuma.progress import Next
 from inazuma.ranks import rank_zero_warn
-from inazuma.seed import restore_rng
 
 if TYPE_CHECKING:
     from inazuma.run import Run
@@ -162,7 +161,7 @@ def _restore_position(run: Run, checkpoint: dict[str, Any]) -> None:
         for name, parameter in run.module.named_parameters():
             if (gradient := own["gradients"].get(name)) is not None:
                 parameter.grad = gradient.to(parameter.device, copy=True)
-        run.resume_rng = own["rng"]
+        run.resume = own
     run.resumes_inside_an_epoch = run.progress.next not in (Next.START_EPOCH, Next.FINISH_EPOCH)
 
 

@@ -1,0 +1,7 @@
+"""A door: `inazuma.utilities.combined_loader`."""
+
+from inazuma.data.combined import CombinedLoader
+
+__all__ = [
+    "CombinedLoader",
+]

@@ -1,0 +1,8 @@
+"""A door: `inazuma.utilities.exceptions`."""
+
+from inazuma.errors import MisconfigurationException, SIGTERMException
+
+__all__ = [
+    "MisconfigurationException",
+    "SIGTERMException",
+]
