@@ -225,6 +225,7 @@ class Logbook:
         self.callback: dict[str, Tensor] = {}
         self.logged: dict[str, Tensor] = {}
         self.progress_bar: dict[str, float] = {}
+        self._is_behind = False  # whether something was logged since `update`
         self._said = WarningCache()
 
     # Taking in
@@ -272,6 +273,7 @@ class Logbook:
             if results.first_batch is not False:
                 results.reset_hook(hook)
             results.last_hook = hook
+        self._is_behind = True
         if entry.metric is not None:
             entry.is_empty, entry.computed = False, None
             return
@@ -424,12 +426,13 @@ class Logbook:
     def end_batch(self) -> None:
         self.batch = self.batch_size = None
 
-    def end_batches(self) -> dict[str, Tensor]:
+    def end_batches(self, shows: bool = True) -> dict[str, Tensor]:
         """The last batch of an epoch, or of a loader, is done: from here epoch values are shown. Returns them."""
-        self.update()
+        if self._is_behind:
+            self.update()
         if self.results is not None:
             self.results.first_batch = None
-        return self.update()[0]
+        return self.update()[0] if shows else {}
 
     def end_epoch(self) -> dict[str, Tensor]:
         """The hooks of the epoch's end are done. Returns the values of the epoch for loggers."""
@@ -449,6 +452,7 @@ class Logbook:
         """Bring what is shown up to date. Returns what is new for loggers and for callbacks."""
         logged: dict[str, Tensor] = {}
         callback: dict[str, Tensor] = {}
+        self._is_behind = False
         if (results := self.results) is None:
             return logged, callback
         shows_steps = results.first_batch is not None

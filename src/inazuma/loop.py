@@ -377,7 +377,8 @@ def evaluate(
     book.update()
     results = book.results = run.evaluation_results
     results.reset()
-    modes = [(child, child.training) for child in module.modules()]
+    results.first_batch = run.training_results.first_batch  # until the first batch, steps are shown as before
+    modes = module_modes(run)
     hooks.call(f"on_{kind}_model_eval", getattr(module, f"on_{kind}_model_eval"))
     hooks.fire(f"on_{kind}_start")
     hooks.fire(f"on_{kind}_epoch_start")
@@ -404,7 +405,7 @@ def evaluate(
                     book.report(book.update()[0], loaders.seen[idx], None)  # waits for the device
                 loaders.seen[idx] += 1
             run.check_signals()
-        outputs.append(book.end_batches())
+        outputs.append(book.end_batches(shows=not is_sanity))
     results.dataloader_idx = None
     hooks.fire(f"on_{kind}_epoch_end")
     at_end = book.end_epoch()
@@ -418,9 +419,18 @@ def evaluate(
     if run.overrides(f"on_{kind}_model_train"):
         hooks.call(f"on_{kind}_model_train", getattr(module, f"on_{kind}_model_train"))
     else:
-        for child, mode in modes:
-            child.training = mode
+        restore_modes(modes)
     return outputs
+
+
+def module_modes(run: Run) -> list[tuple[torch.nn.Module, bool]]:
+    """Every submodule with whether it is in training mode: a frozen one stays frozen after an evaluation."""
+    return [(child, child.training) for child in run.module.modules()]
+
+
+def restore_modes(modes: list[tuple[torch.nn.Module, bool]]) -> None:
+    for child, mode in modes:
+        child.training = mode
 
 
 def predict(run: Run, loaders: Loaders, keep: bool) -> list[list[Any]]:
@@ -429,6 +439,7 @@ def predict(run: Run, loaders: Loaders, keep: bool) -> list[list[Any]]:
     if not loaders.open(run, run.progress.epoch):
         return []
     run.check_dataloader_idx("predict", loaders)
+    modes = module_modes(run)
     hooks.call("on_predict_model_eval", module.on_predict_model_eval)
     hooks.fire("on_predict_start")
     hooks.fire("on_predict_epoch_start")
@@ -452,4 +463,5 @@ def predict(run: Run, loaders: Loaders, keep: bool) -> list[list[Any]]:
             run.check_signals()
     hooks.fire("on_predict_epoch_end")
     hooks.fire("on_predict_end")
+    restore_modes(modes)
     return predictions

@@ -46,6 +46,12 @@ class Progress:
     def state_dict(self) -> dict[str, int]:
         return {name: int(value) for name, value in vars(self).items()}
 
+    def begin_anew(self) -> None:
+        """Give up the place inside an epoch: a run that broke off is started again without a checkpoint."""
+        if self.next == Next.FINISH_EPOCH:
+            self.epoch += 1
+        self.next = Next.START_EPOCH
+
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.__dict__.update(state, is_last_batch=bool(state["is_last_batch"]), next=Next(state["next"]))
 

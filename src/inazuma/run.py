@@ -257,15 +257,17 @@ def assemble(
     run.precision.convert_module(module)
     strategy.module_to_device(module)
     if run.is_fitting:
-        optimizers, run.schedulers[:] = hooks.call("configure_optimizers", configure, module)
+        optimizers, run.schedulers = hooks.call("configure_optimizers", configure, module)
         run.set_optimizers(optimizers)
         for optimizer in optimizers:
             optimizer_to(optimizer, strategy.root_device)
         hooks.fire("on_fit_start")
     if log_hyperparameters:
         _log_hyperparameters(run)
-    if checkpoint is not None and run.is_fitting:
-        restore_training(run, checkpoint, path)
+    if run.is_fitting:
+        run.progress.begin_anew()
+        if checkpoint is not None:
+            restore_training(run, checkpoint, path)
 
 
 def check(run: Run) -> None:

@@ -42,6 +42,7 @@ from inazuma.profilers import select as select_profiler
 from inazuma.progress import Limits, Progress
 from inazuma.ranks import rank_zero_info, rank_zero_warn
 from inazuma.run import Run, assemble
+from inazuma.signals import Signals
 from inazuma.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
 from inazuma.strategies.select import select as select_strategy
 from inazuma.strategies.strategy import Strategy
@@ -239,6 +240,7 @@ class Trainer:
 
         self._ckpt_path: Any = None  # of the run in work; or set by the user, for all runs
         self._user_managed_ckpt_path = False
+        self._signals = Signals()
         self._run: Run | None = None
         self._datamodule: LightningDataModule | None = None
         self._module: LightningModule | None = None
@@ -393,8 +395,7 @@ class Trainer:
         weights_only: bool | None,
     ) -> Iterator[Run]:
         """Prepare a run, let it run, and end it: as it should, or with an exception."""
-        module = self._checked_module(model, fn)
-        given, datamodule = _split_datamodule(given, datamodule, fn)
+        module = self._module = self._checked_module(model, fn)
         if ckpt_path is not None and self._user_managed_ckpt_path:
             rank_zero_warn(
                 f"`trainer.ckpt_path = {self._ckpt_path!r}` was set, but `trainer.{fn}(ckpt_path=...)` was called: the "
@@ -404,15 +405,17 @@ class Trainer:
         self.limits.resolve_max_epochs(has_timer=any(isinstance(c, Timer) for c in self._callbacks))
         if fn is TrainerFn.FITTING:
             self.should_stop = False
+        run = None
         try:
-            run = self._make_run(module, given, datamodule)
+            given, datamodule = _split_datamodule(given, datamodule, fn)
             path = self._resolved(ckpt_path, fn, model is not None)
+            run = self._make_run(module, given, datamodule)
             assemble(run, lambda: self._load(path, weights_only), self.enable_autolog_hparams)
-            with torch.autograd.set_detect_anomaly(self.detect_anomaly or torch.is_anomaly_enabled()):
+            with self._signals, torch.autograd.set_detect_anomaly(self.detect_anomaly or torch.is_anomaly_enabled()):
                 yield run
             self._end(run)
         except BaseException as error:
-            self._end_with(error)
+            self._end_with(error, module, run)
             raise
 
     def _checked_module(self, model: LightningModule | None, fn: TrainerFn) -> LightningModule:
@@ -434,7 +437,7 @@ class Trainer:
         return model
 
     def _make_run(self, module: LightningModule, given: dict[str, Any], datamodule: LightningDataModule | None) -> Run:
-        self._module, self._datamodule = module, datamodule
+        self._datamodule = datamodule
         module.trainer = self
         if datamodule is not None:
             datamodule.trainer = self
@@ -451,6 +454,7 @@ class Trainer:
             stage: _loaders(stage, given.get(stage), module, datamodule, str(fn), self.limits)
             for stage in ("train", "val", "test", "predict")
         }
+        previous = self._run
         self._run = Run(
             module=module,
             datamodule=datamodule,
@@ -463,10 +467,13 @@ class Trainer:
             progress=self.progress,
             state=self.state,
             loaders=loaders,
-            check_signals=_nothing,
+            check_signals=self._signals.check,
             gradient_clip_val=self.gradient_clip_val,
             gradient_clip_algorithm=self.gradient_clip_algorithm,
         )
+        if previous is not None:  # a checkpoint saved after an evaluation still holds those of the fit before
+            self._run.set_optimizers(previous.optimizers)
+            self._run.schedulers = previous.schedulers
         if profiler is not None:
             profiler.lightning_module = module
             rank = self.local_rank if self.world_size > 1 else None
@@ -504,18 +511,19 @@ class Trainer:
         run.hooks.where = ""
         self.state.status, self.state.stage = TrainerStatus.FINISHED, None
 
-    def _end_with(self, error: BaseException) -> None:
+    def _end_with(self, error: BaseException, module: LightningModule, run: Run | None) -> None:
         """Tell everybody that the run ends by an exception, and where it happened."""
         self.state.status = TrainerStatus.INTERRUPTED
-        run = self._run
-        if run is not None:
+        if run is None:  # it could not be made
+            Hooks(self, module, LightningModule, self._callbacks).fire("on_exception", error)
+        else:
             _note(error, run)
             run.hooks.fire("on_exception", error)
-            for logger in self.loggers:
-                logger.finalize("failed")
-            self.profiler.teardown(stage=str(self.state.fn))
             run.logbook.results = None
             run.hooks.where = ""
+        for logger in self.loggers:
+            logger.finalize("failed")
+        self.profiler.teardown(stage=str(self.state.fn))
         self.strategy.teardown()
         self.state.stage = None
         if isinstance(error, KeyboardInterrupt):
@@ -693,7 +701,8 @@ class Trainer:
 
     @property
     def received_sigterm(self) -> bool:
-        return False
+        """Whether the process was asked to end."""
+        return self._signals.received_sigterm
 
     @property
     def interrupted(self) -> bool:
@@ -923,10 +932,6 @@ class Trainer:
         return {} if self._run is None else self._run.logbook.progress_bar_numbers()
 
 
-def _nothing() -> None:
-    return None
-
-
 def _split_datamodule(
     given: dict[str, Any], datamodule: LightningDataModule | None, fn: TrainerFn
 ) -> tuple[dict[str, Any], LightningDataModule | None]:
@@ -943,7 +948,7 @@ def _split_datamodule(
                 "Loaders go into the other arguments."
             )
         if any(loaders is not None for loaders in given.values()):
-            names = "train_dataloaders` or `val_dataloaders" if fn is TrainerFn.FITTING else "dataloaders"
+            names = "train_dataloader` or `val_dataloaders" if fn is TrainerFn.FITTING else "dataloaders"
             raise MisconfigurationException(f"You cannot pass `{names}` to `trainer.{fn}(datamodule=...)`")
     return given, datamodule
 

@@ -306,10 +306,12 @@ class ModelCheckpoint(Checkpoint):
         return is_due
 
     def _must_wait(self, trainer: Trainer) -> bool:
-        """Whether a save due after a batch waits for its metric: it is missing, or validation will renew it."""
+        """Whether a save due after a batch waits for its metric: it is missing, or the epoch's validation renews it."""
         if self.monitor is None or self.save_top_k == 0:
             return False
-        return trainer.validation_follows or not self._knows_monitor(trainer)
+        renewed = trainer.is_last_batch and trainer.validation_follows
+        is_renewed_too_late = self._epoch_moment(trainer) is _Moment.EPOCH
+        return (renewed and not is_renewed_too_late) or not self._knows_monitor(trainer)
 
     def _knows_monitor(self, trainer: Trainer) -> bool:
         return trainer.strategy.broadcast(self.monitor in {"epoch", "step", *trainer.callback_metrics})

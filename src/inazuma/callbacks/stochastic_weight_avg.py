@@ -157,6 +157,10 @@ class StochasticWeightAveraging(Callback):
             )
         self._restore_trainer(trainer)
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == self._max_epochs:  # perhaps resumed where nothing was left to train
+            self._give_average(pl_module)
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._restore_trainer(trainer)
 

@@ -118,6 +118,10 @@ class WeightAveraging(Callback):
         if self._has_average:
             self._swap(pl_module)  # not a copy: a checkpoint saved from here on still holds the raw weights
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._has_average and not self._is_swapped:  # resumed where nothing was left to train
+            self._swap(pl_module)
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if trainer.state.fn == "fit" and (trainer.validating or trainer.sanity_checking) and self._is_swapped:
             self._swap(pl_module)

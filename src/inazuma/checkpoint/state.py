@@ -157,7 +157,6 @@ def _restore_position(run: Run, checkpoint: dict[str, Any]) -> None:
         run.progress.load_state_dict(own["progress"])
         if own["batches"] is not None and run.progress.next != Next.START_EPOCH:
             run.batches.load_state_dict(own["batches"])
-        run.logbook.load_state_dict(own["logbook"], run.training_results, run.module.get_submodule)  # type: ignore[arg-type]
         for name, parameter in run.module.named_parameters():
             if (gradient := own["gradients"].get(name)) is not None:
                 parameter.grad = gradient.to(parameter.device, copy=True)

@@ -92,7 +92,7 @@ class PacedProgressBar(ProgressBar):
             return
         if self._view is None:
             self._view = self._make_view()
-            self._due = monotonic() + self._view.pause_s if self._view.starts_with_a_pause else 0.0
+            self._due = monotonic() + self._view.pause_s if self._view.is_log else 0.0
             self._end_due = 0.0
         self._view.open(bar)
 
@@ -109,7 +109,7 @@ class PacedProgressBar(ProgressBar):
         metrics = {} if pl_module is None else self.get_metrics(self.trainer, pl_module)
         self._view.show(bar, metrics)
         ended = monotonic()
-        rest_s = min(REST * (ended - began), REST_AT_MOST_S)
+        rest_s = 0.0 if self._view.is_log else min(REST * (ended - began), REST_AT_MOST_S)
         self._due = ended + max(rest_s, self._view.pause_s)
 
     def _finish(self, bar: Bar, pl_module: LightningModule | None) -> None:
@@ -133,8 +133,8 @@ class PacedProgressBar(ProgressBar):
     # Training
 
     def _epoch_title(self, trainer: Trainer) -> str:
-        is_endless = trainer.max_epochs is None or trainer.max_epochs == -1
-        return f"Epoch {trainer.current_epoch}" + ("" if is_endless else f"/{trainer.max_epochs - 1}")
+        epochs = trainer.max_epochs
+        return f"Epoch {trainer.current_epoch}" + ("" if epochs is None or epochs == -1 else f"/{epochs - 1}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._open("train")

@@ -150,8 +150,9 @@ class ProgressBar(Callback):
         return {**standard, **logged}
 
     def __getstate__(self) -> dict[str, Any]:
-        # The trainer belongs to a run, not to the bar: `setup` gives a copy its own.
-        return {**self.__dict__, "_trainer": None}
+        # The trainer, and `log` with the module behind it, belong to a run: a copy gets its own.
+        own = {name: value for name, value in self.__dict__.items() if name not in ("log", "log_dict")}
+        return {**own, "_trainer": None}
 
 
 def get_standard_metrics(trainer: Trainer) -> dict[str, int | str]:

@@ -196,10 +196,10 @@ class TqdmView(View):
             self.open(bar)
         self._counts[bar] = count
         tqdm_bar = self._bars[bar]
-        tqdm_bar.reset(convert_inf(count.total))
-        tqdm_bar.total = convert_inf(count.total)  # reset() keeps the old total when the new one is None
-        tqdm_bar.initial = tqdm_bar.n = count.done
         tqdm_bar.set_description(count.title, refresh=False)
+        tqdm_bar.total = convert_inf(count.total)  # reset() would keep the old total where the new one is None
+        tqdm_bar.reset(tqdm_bar.total)
+        tqdm_bar.initial = tqdm_bar.n = count.done
 
     def show(self, bar: Bar, metrics: Mapping[str, Any]) -> None:
         tqdm_bar = self._bars[bar]
@@ -219,8 +219,9 @@ class TqdmView(View):
         self._bars[bar].close()
 
     def stop(self) -> None:
-        for bar in reversed(self._bars.values()):  # the inner one first: closing ends the line of the outer one
-            bar.close()
+        inner_first = sorted(self._bars, key=lambda bar: bar != "validation")  # the outer one ends the line
+        for bar in inner_first:
+            self._bars[bar].close()
 
     def print(
         self, *args: Any, sep: str | None = None, end: str | None = None, file: Any = None, flush: bool = False

@@ -53,7 +53,7 @@ class View(ABC):
 
     pause_s: float = FRAME_S  # shortest time from one `show` to the next
     end_pause_s: float = FRAME_S  # shortest time between two epoch ends that are shown
-    starts_with_a_pause: bool = False  # True: nothing is to be seen before the first pause is over
+    is_log: bool = False  # True: what is shown stays; so the first thing is shown after a pause, not before
 
     @abstractmethod
     def open(self, bar: Bar) -> None:
@@ -98,7 +98,7 @@ class LineView(View):
 
     def __init__(self, interval_s: float, in_place: bool) -> None:
         self.in_place = in_place
-        self.starts_with_a_pause = not in_place
+        self.is_log = not in_place
         self.pause_s = FRAME_S if in_place else interval_s
         self.end_pause_s = FRAME_S if in_place else min(1.0, interval_s)
         self._open: list[Bar] = []
@@ -153,7 +153,7 @@ class LineView(View):
 
 def line(count: Count, metrics: Mapping[str, Any]) -> str:
     """Like "Epoch 0/9: 30/100 (30%) in 0:03, 0:07 to go, 10.23 it/s, loss=0.25"."""
-    percent = f" ({count.done / count.total:.0%})" if count.total and math.isfinite(count.total) else ""
+    percent = f" ({int(100 * count.done / count.total)}%)" if count.total and math.isfinite(count.total) else ""
     parts = [f"{count.title}: {count.text}{percent} in {clock(count.elapsed_s)}"]
     if count.done < count.total and count.remaining_s is not None:
         parts.append(f"{clock(count.remaining_s)} to go")
