@@ -79,7 +79,7 @@ def with_trainer(pl: Any, configuration: str) -> Callable[[int], None]:
     return train
 
 
-def measure(runs: dict[str, Callable[[int], None]], short: int, long: int, turns: int = 2) -> dict[str, Any]:
+def measure(runs: dict[str, Callable[[int], None]], short: int, long: int, turns: int = 4) -> dict[str, Any]:
     """The least CPU time (s) and instructions of a short and a long run of each contender, which take turns."""
     counter = open_instruction_counter()
     torch.set_num_threads(1)
@@ -116,8 +116,9 @@ def slope(of: dict[str, Any], key: str, short: int, long: int) -> float | None:
 
 
 def say(what: str) -> None:
-    """Show on stderr, on one line, what is being measured."""
-    print(f"\rmeasuring: {what}".ljust(60), end="\r", file=sys.stderr, flush=True)
+    """Show on the terminal, on one line, what is being measured."""
+    if sys.stderr.isatty():
+        print(f"\rmeasuring: {what}".ljust(60), end="\r", file=sys.stderr, flush=True)
 
 
 def step_costs(short: int, long: int, rounds: int) -> dict[str, dict[str, float | None]]:
@@ -176,7 +177,7 @@ def main() -> None:
         print("\n" + json.dumps(measure_one(contender, int(short), int(long))))
         return
 
-    short, long, rounds, import_rounds = (100, 400, 2, 2) if args.short else (200, 2200, 5, 7)
+    short, long, rounds, import_rounds = (50, 250, 2, 2) if args.short else (100, 600, 7, 7)
     costs = step_costs(short, long, rounds)
     say("imports")
     imports = import_costs(import_rounds)
