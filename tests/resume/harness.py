@@ -54,7 +54,7 @@ class Recipe:
 
     name: str
     trainer: dict[str, Any] = field(default_factory=dict)
-    schedule: str = "step"  # or "plateau", "batch"
+    schedule: str = "epoch"  # or "plateau", "batch"
     manual: bool = False  # manual optimization, with two optimizers
     loaders: Callable[[], Any] | None = None  # train loaders; default: shuffled `Numbers`, 6 batches
     callbacks: Callable[[], list[Callback]] = list
@@ -79,13 +79,15 @@ class Numbers(Dataset[dict[str, Tensor]]):
 
 
 class Stream(IterableDataset[dict[str, Tensor]]):
-    """The same points without length or index."""
+    """Points without length, index or noise: of a stream, batches are fetched again, and noise would be drawn anew."""
 
     def __init__(self, length: int = 12) -> None:
-        self.numbers = Numbers(length)
+        self.length = length
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        return (self.numbers[i] for i in range(len(self.numbers)))
+        for index in range(self.length):
+            x = torch.tensor([index, -index, 1.0, index % 3]) / self.length
+            yield {"id": torch.tensor(index), "x": x, "y": x[:2].flip(0)}
 
 
 def loader(length: int = 12, batch_size: int = 2, shuffle: bool = True, **arguments: Any) -> DataLoader[Any]:
@@ -112,9 +114,11 @@ class Net(LightningModule):
         loss = torch.stack([self.loss(each) for each in batches]).sum()
         self.log("train_loss", loss, on_step=True, on_epoch=True, batch_size=2)
         if self.recipe.manual:
-            for i, optimizer in enumerate(self.optimizers()):
+            optimizers = self.optimizers()
+            for optimizer in optimizers:
                 optimizer.zero_grad()
-                self.manual_backward(loss, retain_graph=i == 0)
+            self.manual_backward(loss)
+            for optimizer in optimizers:
                 optimizer.step()
         return loss
 
@@ -215,7 +219,7 @@ for _hook in HOOKS:
 class Run:
     """How a run went and how it ended."""
 
-    events: list[tuple[Any, ...]]
+    events: list[tuple[Any, ...]]  # the hook, what is known of it, and epoch, step and whether the batch is the last
     ids: list[Any]  # of the batches it trained on
     end: dict[str, Any]  # everything that must be equal, bit by bit
     rows: list[dict[str, str]]  # of metrics.csv
@@ -238,19 +242,20 @@ def resume(recipe: Recipe, root: Path, saved: Saved) -> Run:
     return _run(recipe, root, Trace(), [], saved.path)
 
 
-def suffix(run: Run, saved: Saved) -> list[tuple[Any, ...]]:
-    """The events that are still to come at a checkpoint. Inside a batch or a validation: from its beginning."""
-    start = saved.position
-    for names, begin in ((INSIDE_A_BATCH, "on_train_batch_start"), (INSIDE_VALIDATION, "on_validation_start")):
-        if saved.hook in names:
-            start = max(i for i in range(saved.position) if run.events[i][0] == begin)
-    return run.events[start:]
+def resumes_at(recipe: Recipe, run: Run, saved: Saved) -> int:
+    """The event with which a run resumed from this checkpoint begins.
 
-
-def since_training_began(run: Run) -> list[tuple[Any, ...]]:
-    """The events after `on_train_start`, or after `on_fit_start` when there was nothing left to train."""
-    names = [event[0] for event in run.events]
-    return run.events[names.index("on_train_start" if "on_train_start" in names else "on_fit_start") + 1 :]
+    Inside a batch events are repeated from the beginning of its accumulation window, inside a validation from its start.
+    """
+    before = run.events[: saved.position]
+    window = recipe.trainer.get("accumulate_grad_batches", 1)
+    starts = [saved.position]
+    if saved.hook in INSIDE_A_BATCH:
+        begins = [i for i, (hook, *_) in enumerate(before) if hook == "on_train_batch_start"]
+        starts = [i for i in begins if before[i][1] % window == 0]
+    elif saved.hook in INSIDE_VALIDATION:
+        starts = [i for i, (hook, *_) in enumerate(before) if hook == "on_validation_start"]
+    return starts[-1]
 
 
 def _run(recipe: Recipe, root: Path, trace: Trace, extra: list[Callback], ckpt_path: Path | None) -> Run:
@@ -271,10 +276,16 @@ def _run(recipe: Recipe, root: Path, trace: Trace, extra: list[Callback], ckpt_p
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*exists and is not empty")  # the files of the run that goes on
         trainer.fit(net, train, loader(6, shuffle=False), ckpt_path=ckpt_path)
-    with (Path(logger.log_dir) / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
     saved = [saver.saved for saver in extra if isinstance(saver, Saver)]
+    rows = _rows(Path(logger.log_dir) / "metrics.csv")
     return Run(trace.events, net.ids, _end(trainer, net, root), rows, saved[0] if saved else [])
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():  # nothing was left to log
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def _end(trainer: Trainer, net: Net, root: Path) -> dict[str, Any]:

@@ -75,9 +75,9 @@ def _fit(
             trainer.save_checkpoint(root / "saved.ckpt")
 
     saver = type("Saver", (pl.Callback,), {hook: write} if hook else {})()
-    # Checkpoint and early-stopping states are exchanged too; in the file of the other package they are found by name.
     keep = callbacks.ModelCheckpoint(root / "kept", monitor="val_loss", save_top_k=2)
-    stop = callbacks.EarlyStopping("val_loss", patience=100)
+    # Lightning resumes inside an epoch without the metrics logged before, so that they may be missing
+    stop = callbacks.EarlyStopping("val_loss", patience=100, strict=False)
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=1,
