@@ -5,7 +5,7 @@
 
 The cost of a step is a slope: process CPU time of a long run minus that of a short one, divided by the difference in
 steps, so that setting up and tearing down cancel out. The contenders take turns, each in a process of its own, and the
-minimum over all turns counts: what disturbs a measurement only ever adds to it. Where the kernel lets a process count
+minimum over all rounds counts: what disturbs a measurement only ever adds to it. Where the kernel lets a process count
 its user-space instructions (`perf_event_open`), they are given too; they hardly vary from run to run.
 """
 
@@ -79,7 +79,7 @@ def with_trainer(pl: Any, configuration: str) -> Callable[[int], None]:
     return train
 
 
-def measure(runs: dict[str, Callable[[int], None]], short: int, long: int, turns: int = 4) -> dict[str, Any]:
+def measure(runs: dict[str, Callable[[int], None]], short: int, long: int, turns: int) -> dict[str, Any]:
     """The least CPU time (s) and instructions of a short and a long run of each contender, which take turns."""
     counter = open_instruction_counter()
     torch.set_num_threads(1)
@@ -121,15 +121,15 @@ def say(what: str) -> None:
         print(f"\rmeasuring: {what}".ljust(60), end="\r", file=sys.stderr, flush=True)
 
 
-def step_costs(short: int, long: int, rounds: int) -> dict[str, dict[str, float | None]]:
+def step_costs(short: int, long: int, turns: int, rounds: int) -> dict[str, dict[str, float | None]]:
     """Microseconds and instructions per step of each contender, and both relative to the hand-written loop."""
     best: dict[str, Any] = {}
-    for turn in range(rounds):
+    for number in range(rounds):
         for contender in ("hand", *FRAMEWORKS):
-            print(
-                f"\rmeasuring: turn {turn + 1} of {rounds}, {contender}".ljust(60), end="", file=sys.stderr, flush=True
-            )
-            for name, measured in in_subprocess(__file__, "--measure", contender, str(short), str(long)).items():
+            say(f"round {number + 1} of {rounds}, {contender}")
+            for name, measured in in_subprocess(
+                __file__, "--measure", contender, *map(str, (short, long, turns))
+            ).items():
                 old = best.get(name, {})
                 best[name] = {length: least(old.get(length), measured[length]) for length in ("short", "long")}
     costs: dict[str, dict[str, float | None]] = {}
@@ -145,13 +145,13 @@ def step_costs(short: int, long: int, rounds: int) -> dict[str, dict[str, float 
     return costs
 
 
-def measure_one(contender: str, short: int, long: int) -> dict[str, Any]:
+def measure_one(contender: str, short: int, long: int, turns: int) -> dict[str, Any]:
     """What the subprocess does: one framework in its three configurations, or the hand-written loop."""
     if contender == "hand":
-        return measure({"hand-written loop": hand_written}, short, long)
+        return measure({"hand-written loop": hand_written}, short, long, turns)
     pl = framework(contender)
     runs = {f"{contender}, {configuration}": with_trainer(pl, configuration) for configuration in CONFIGURATIONS}
-    return measure(runs, short, long)
+    return measure(runs, short, long, turns)
 
 
 def import_costs(rounds: int) -> dict[str, float]:
@@ -169,16 +169,16 @@ def import_costs(rounds: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What a training step costs beside a hand-written loop and Lightning.")
-    parser.add_argument("--short", action="store_true", help="fewer and shorter turns: a bit more than a minute")
-    parser.add_argument("--measure", nargs=3, metavar=("CONTENDER", "SHORT", "LONG"), help=argparse.SUPPRESS)
+    parser.add_argument("--short", action="store_true", help="fewer and shorter rounds: a bit more than a minute")
+    parser.add_argument("--measure", nargs=4, metavar=("CONTENDER", "SHORT", "LONG", "TURNS"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        contender, short, long = args.measure
-        print("\n" + json.dumps(measure_one(contender, int(short), int(long))))
+        contender, *numbers = args.measure
+        print("\n" + json.dumps(measure_one(contender, *map(int, numbers))))
         return
 
-    short, long, rounds, import_rounds = (50, 250, 2, 2) if args.short else (100, 600, 7, 7)
-    costs = step_costs(short, long, rounds)
+    short, long, turns, rounds, import_rounds = (50, 250, 2, 2, 2) if args.short else (100, 600, 4, 7, 7)
+    costs = step_costs(short, long, turns, rounds)
     say("imports")
     imports = import_costs(import_rounds)
     say("done")
@@ -205,7 +205,7 @@ def main() -> None:
         for goal in [IMPORT_GOAL if module == "inazuma" else None]
     ]
     print(table(["import (CPU time)", "s", "× torch", "goal"], rows))
-    settings = {"short": short, "long": long, "rounds": rounds, "import_rounds": import_rounds}
+    settings = {"short": short, "long": long, "turns": turns, "rounds": rounds, "import_rounds": import_rounds}
     print(f"\n{save('step', {'settings': settings, 'steps': costs, 'import_seconds': imports})}")
 
 
