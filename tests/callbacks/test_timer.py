@@ -189,10 +189,15 @@ def test_without_a_duration_there_is_no_remaining_time() -> None:
 
 def test_a_second_fit_is_measured_anew(clock: Clock) -> None:
     timer = Timer()
-    trainer = fit(inazuma, clock, timer, max_epochs=1)
+    elapsed = []
+    watch = inazuma.callbacks.LambdaCallback(on_train_batch_end=lambda *_: elapsed.append(timer.time_elapsed()))
+    trainer = make_trainer(inazuma, watch, timer, max_epochs=1)
+    model = make_model(inazuma, clock)
+    trainer.fit(model, DATA, DATA)
     clock.now_s += 1000
     trainer.fit_loop.max_epochs = 2
-    trainer.fit(make_model(inazuma, clock), DATA, DATA)
+    trainer.fit(model, DATA, DATA)
+    assert elapsed == [10, 20, 30, 40] * 2
     assert timer.time_elapsed() == 40
 
 
