@@ -1,12 +1,12 @@
 """Every exception and warning class of inazuma.
 
-    Exception
-    ├── MisconfigurationException   the program asks for something that cannot work; says what to change
-    └── CheckpointError             a checkpoint cannot be read, or does not fit this run
-    SystemExit
-    └── SIGTERMException            the process was asked to end
-    UserWarning
-    └── PossibleUserWarning         likely, but not surely, a mistake in the user's program
+Exception
+├── MisconfigurationException   the program asks for something that cannot work; says what to change
+└── CheckpointError             a checkpoint cannot be read, or does not fit this run
+SystemExit
+└── SIGTERMException            the process was asked to end
+UserWarning
+└── PossibleUserWarning         likely, but not surely, a mistake in the user's program
 """
 
 from __future__ import annotations

@@ -27,10 +27,30 @@ Reduce = Callable[[Tensor, str, Any], Tensor]  # (value, "mean" | "sum" | "min" 
 # Where `self.log` may be called, and what `on_step=None, on_epoch=None` mean there (spec: hooks of one step log the
 # step, hooks of one evaluation batch log its mean, hooks of an epoch can only log the epoch).
 _STEP_HOOKS = frozenset(
-    ["training_step", "on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "optimizer_zero_grad", "on_before_backward", "backward", "on_after_backward", "on_before_optimizer_step", "optimizer_step", "configure_gradient_clipping", "clip_gradients"]
+    [
+        "training_step",
+        "on_train_batch_start",
+        "on_train_batch_end",
+        "on_before_zero_grad",
+        "optimizer_zero_grad",
+        "on_before_backward",
+        "backward",
+        "on_after_backward",
+        "on_before_optimizer_step",
+        "optimizer_step",
+        "configure_gradient_clipping",
+        "clip_gradients",
+    ]
 )
 _EVAL_HOOKS = frozenset(
-    ["validation_step", "test_step", "on_validation_batch_start", "on_validation_batch_end", "on_test_batch_start", "on_test_batch_end"]
+    [
+        "validation_step",
+        "test_step",
+        "on_validation_batch_start",
+        "on_validation_batch_end",
+        "on_test_batch_start",
+        "on_test_batch_end",
+    ]
 )
 _EPOCH_HOOKS = frozenset(
     f"on_{stage}_{moment}"

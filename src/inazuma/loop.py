@@ -61,13 +61,14 @@ def fit(run: Run) -> None:
         return
     if at.next == Next.FINISH_EPOCH:  # resumed from a checkpoint of on_train_epoch_end
         end_epoch(run)
-    if limits.training_done(at):
+    if at.next in (Next.START_EPOCH, Next.TAKE_BATCH) and limits.training_done(at):
+        run.restore_rng()
         return
     if run.validates and limits.validates_in_epoch(at.epoch):
         run.val.open(run, at.epoch)
     hooks.fire("on_train_start")
     run.restore_rng()
-    while not limits.training_done(at):
+    while at.next != Next.START_EPOCH or not limits.training_done(at):
         train_epoch(run)
     hooks.fire("on_train_end")
 
@@ -91,18 +92,21 @@ def train_epoch(run: Run) -> None:
     if at.next == Next.START_EPOCH:
         run.train.open(run, at.epoch)
         run.train.set_epoch(at.epoch)
+        run.batches.begin_epoch()
         at.batch, at.validated_batches, at.is_last_batch, at.next = 0, 0, False, Next.TAKE_BATCH
         hooks.fire("on_train_epoch_start")
     if at.next in (Next.REPORT, Next.VALIDATE, Next.COUNT):
         after_batch(run)
     if at.next == Next.TAKE_BATCH:
+        run.mark_window()
         for batch, at.is_last_batch in run.batches.epoch(at.batch):
-            run.enter_batch()
+            run.boundary = run.window
             train_batch(run, run.transfer(batch), at.batch)
             if at.next == Next.REPORT:
                 after_batch(run)
             if at.next != Next.TAKE_BATCH:
                 break
+            run.mark_window()
         else:
             end_short_epoch(run)
     end_epoch(run)

@@ -49,11 +49,15 @@ class Boundary:
         rng: the random generators then.
         progress: the position then; None where it has not moved since (in validation).
         logbook: the logged values then; None where those of training have not changed since.
+        buffers: the module's buffers then, which a forward pass may change.
+        gradients: of an accumulation window that was open then.
     """
 
     rng: dict[str, Any]
     progress: Progress | None = None
     logbook: dict[str, Any] | None = None
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    gradients: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -81,7 +85,8 @@ class Run:
     training_results: Results = field(default_factory=lambda: Results(is_training=True))
     evaluation_results: Results = field(default_factory=lambda: Results(is_training=False))
     boundary: Boundary | None = None  # set while something runs that can only be repeated from its beginning
-    window: Boundary | None = None  # the beginning of the accumulation window in work
+    window: Boundary | None = None  # the beginning of the accumulation window in work or to come
+    has_validated: bool = False  # since the window was marked
     resume: dict[str, Any] | None = None  # what a checkpoint says of random generators and logged values
     resumes_inside_an_epoch: bool = False
 
@@ -126,26 +131,41 @@ class Run:
         self._said.warn(message)
 
     def _may_save_inside_a_batch(self) -> bool:
-        theirs = [c for c in self.callbacks if not type(c).__module__.startswith("inazuma.")]
+        """Whether an object that hears events inside of batches has code that saves checkpoints."""
+        hearers = [(self.module, LightningModule), *((callback, Callback) for callback in self.callbacks)]
         return any(
-            self.overrides(event) or any(overrides(callback, event, Callback) for callback in theirs)
-            for event in INSIDE_A_BATCH
+            any(overrides(hearer, event, base) for event in INSIDE_A_BATCH) and _mentions(hearer, "save_checkpoint")
+            for hearer, base in hearers
         )
 
-    def enter_batch(self) -> None:
-        """A batch begins. A checkpoint saved inside of it starts the accumulation window anew: no weight changes in it.
+    def mark_window(self) -> None:
+        """Remember the state before a window's first batch is fetched, for checkpoints saved inside of its batches.
 
-        Costs nothing unless code of the user's runs inside of batches and could save one.
+        They start the window anew, since no weight changes in it; or from the last validation in it, which is not to be
+        repeated. Costs nothing unless somebody saves there.
         """
-        if self.marks_windows:
-            if self.progress.batch % self.limits.accumulate_grad_batches == 0:
-                state = self.logbook.state_dict(self.training_results)
-                self.window = Boundary(capture_rng(), replace(self.progress), state)
-            self.boundary = self.window
+        if not self.marks_windows:
+            return
+        if self.progress.batch % self.limits.accumulate_grad_batches == 0 or self.has_validated:
+            self.has_validated = False
+            logbook = self.logbook.state_dict(self.training_results)
+            buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+            gradients = {name: gradient.clone() for name, gradient in self.open_gradients().items()}
+            self.window = Boundary(capture_rng(), replace(self.progress), logbook, buffers, gradients)
+
+    def open_gradients(self) -> dict[str, Tensor]:
+        """The gradients of an accumulation window that is not closed yet, by parameter name."""
+        if self.boundary is not None and self.boundary.progress is not None:
+            return self.boundary.gradients
+        at = self.progress
+        if not self.is_automatic or self.limits.closes_window(at.batch - 1, at.is_last_batch):
+            return {}
+        return {name: p.grad for name, p in self.module.named_parameters() if p.grad is not None}
 
     def enter_validation(self) -> None:
         """Validation begins. A checkpoint saved inside of it starts it anew."""
         self.boundary = Boundary(capture_rng())
+        self.has_validated = True
 
     def position(self) -> Progress:
         """Where a checkpoint saved now continues."""
@@ -218,6 +238,13 @@ class Run:
     def to_cpu(output: Any) -> Any:
         """Predictions are kept on the CPU, where there is room."""
         return recursive_detach(output, to_cpu=True)
+
+
+def _mentions(hearer: object, name: str) -> bool:
+    """Whether a method of this object's class, or of a base that is not ours, uses `name`."""
+    classes = [kind for kind in type(hearer).__mro__ if not kind.__module__.startswith(("inazuma.", "torch."))]
+    codes = [getattr(method, "__code__", None) for kind in classes for method in vars(kind).values()]
+    return any(code is not None and name in code.co_names for code in codes)
 
 
 def takes_index(step: Callable[..., Any]) -> bool:

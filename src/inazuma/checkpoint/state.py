@@ -18,8 +18,6 @@ import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from inazuma.checkpoint.foreign import from_loops, to_loops
 from inazuma.errors import CheckpointError, MisconfigurationException
 from inazuma.hparams import dump_hparams
@@ -49,6 +47,8 @@ def gather(run: Run, weights_only: bool = False) -> dict[str, Any]:
         "state_dict": run.strategy.module_state(),
         "loops": to_loops(at, run),
     }
+    if run.boundary is not None:
+        checkpoint["state_dict"].update(run.boundary.buffers)
     if not weights_only:
         states = ((callback.state_key, callback.state_dict()) for callback in run.callbacks)
         checkpoint["callbacks"] = {key: state for key, state in states if state}
@@ -68,21 +68,12 @@ def gather(run: Run, weights_only: bool = False) -> dict[str, Any]:
             "rng": run.rng_state(),
             "batches": run.batches.state_dict() if run.is_fitting and run.train.parts else None,
             "logbook": run.logbook_state(),
-            "gradients": open_gradients(run),
+            "gradients": run.open_gradients(),
         }
         for callback in run.callbacks:
             run.hooks.call("on_save_checkpoint", callback.on_save_checkpoint, *run.hooks.seen_by_callbacks, checkpoint)
     run.hooks.call("on_save_checkpoint", module.on_save_checkpoint, checkpoint)
     return checkpoint
-
-
-def open_gradients(run: Run) -> dict[str, Tensor]:
-    """The gradients of an accumulation window that is not closed yet, by parameter name."""
-    if run.boundary is not None and run.boundary.progress is not None:  # the window starts anew
-        return {}
-    if not run.is_automatic or run.limits.closes_window(run.progress.batch - 1, run.progress.is_last_batch):
-        return {}
-    return {name: p.grad for name, p in run.module.named_parameters() if p.grad is not None}
 
 
 def restore_module(run: Run, checkpoint: dict[str, Any]) -> None:

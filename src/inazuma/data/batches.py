@@ -25,6 +25,7 @@ class _Indices:
 
     def __init__(self, stream: Iterable[Any], skip: int) -> None:
         self.stream, self.skip = stream, skip
+        self.is_primed = False
         self.ahead: list[Any] = []
         self.source: Iterator[Any] | None = None
 
@@ -38,10 +39,10 @@ class _Indices:
 
     def prime(self) -> None:
         """Move on to the position now, while the random state is the one that the stream started from."""
-        if self.skip:
+        if not self.is_primed:
             assert self.source is not None
-            skip, self.skip = self.skip, 0
-            self.ahead = list(islice(self.source, skip, skip + 1))
+            self.is_primed = True
+            self.ahead = list(islice(self.source, self.skip, self.skip + 1))
 
     def __len__(self) -> int:
         return len(self.stream)  # type: ignore[arg-type]
@@ -74,8 +75,11 @@ class Batches:
         self.loaders = loaders
         # for each part: the batch at which it was (re)started in this epoch, and the random states it started from
         self.starts: dict[int, dict[str, Any]] = {}
-        self.stateful: list[Any] = []  # positions that stateful loaders gave
-        self.is_resuming = False
+        self.stateful: list[Any] = []  # positions that stateful loaders gave in the run that is resumed
+
+    def begin_epoch(self) -> None:
+        """An epoch begins at its first batch: nothing is taken up from another run."""
+        self.starts, self.stateful = {}, []
 
     def epoch(self, done: int) -> Iterator[tuple[Any, bool]]:
         """The batches of this epoch behind the first `done`, each with whether it is the last one."""
@@ -90,10 +94,7 @@ class Batches:
             yield from _looking_ahead(stream, total - done)
 
     def _stream(self, done: int) -> Iterator[Any]:
-        resume, self.is_resuming = self.is_resuming, False
-        if not resume:
-            self.starts = {}
-        starts = dict(self.starts) if resume else {}
+        starts = dict(self.starts)  # empty, except in the epoch that a run is resumed in
         combined = self.loaders.combined
         assert combined is not None
         if self.loaders.loaders is self.loaders.parts[0]:  # one plain loader: nothing to combine
@@ -113,7 +114,7 @@ class Batches:
     def _open(self, index: int, taken: int, start: dict[str, Any] | None) -> Iterator[Any]:
         """Start one part, or take it up where the run that is resumed was."""
         loader = self.loaders.parts[index]
-        if start is None:
+        if start is None or start["at"] == taken:
             own = [generator.get_state() for generator in _generators(loader)]
             self.starts[index] = {"at": taken, "rng": capture_rng(), "own": own}
             return iter(loader)
@@ -134,7 +135,7 @@ class Batches:
         return {"starts": dict(self.starts), "stateful": stateful}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.starts, self.stateful, self.is_resuming = dict(state["starts"]), list(state["stateful"]), True
+        self.starts, self.stateful = dict(state["starts"]), list(state["stateful"])
 
 
 def _looking_ahead(stream: Iterator[Any], most: int | float) -> Iterator[tuple[Any, bool]]:
@@ -150,15 +151,16 @@ def _looking_ahead(stream: Iterator[Any], most: int | float) -> Iterator[tuple[A
 
 def _skipped(loader: Any, count: int, name: str) -> Iterator[Any]:
     """The loader's batches behind the first `count`."""
-    if count == 0:
-        return iter(loader)
     if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
         what = "sampler" if loader.batch_sampler is None else "batch_sampler"
         indices = _Indices(getattr(loader, what), count)
         stream = iter(with_indices(loader, **{what: indices}))
         indices.prime()
         return stream
-    rank_zero_info(f"Resuming inside an epoch: the first {count} batches of `{name}` are fetched again and left out.")
+    if count:
+        rank_zero_info(
+            f"Resuming inside an epoch: the first {count} batches of `{name}` are fetched again and left out."
+        )
     stream = iter(loader)
     for _ in islice(stream, count):
         pass
