@@ -51,6 +51,7 @@ class Boundary:
         logbook: the logged values then; None where those of training have not changed since.
         buffers: the module's buffers then, which a forward pass may change.
         gradients: of an accumulation window that was open then.
+        batches: where the loaders were then; None where they have not moved since.
     """
 
     rng: dict[str, Any]
@@ -58,6 +59,7 @@ class Boundary:
     logbook: dict[str, Any] | None = None
     buffers: dict[str, Tensor] = field(default_factory=dict)
     gradients: dict[str, Tensor] = field(default_factory=dict)
+    batches: dict[str, Any] | None = None
 
 
 @dataclass
@@ -151,7 +153,9 @@ class Run:
             logbook = self.logbook.state_dict(self.training_results)
             buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
             gradients = {name: gradient.clone() for name, gradient in self.open_gradients().items()}
-            self.window = Boundary(capture_rng(), replace(self.progress), logbook, buffers, gradients)
+            self.window = Boundary(
+                capture_rng(), replace(self.progress), logbook, buffers, gradients, self.batches.state_dict()
+            )
 
     def open_gradients(self) -> dict[str, Tensor]:
         """The gradients of an accumulation window that is not closed yet, by parameter name."""
@@ -173,6 +177,11 @@ class Run:
 
     def rng_state(self) -> dict[str, Any]:
         return capture_rng() if self.boundary is None else self.boundary.rng
+
+    def batches_state(self) -> dict[str, Any] | None:
+        if self.boundary is not None and self.boundary.batches is not None:
+            return self.boundary.batches
+        return self.batches.state_dict() if self.is_fitting and self.train.parts else None
 
     def logbook_state(self) -> dict[str, Any]:
         if self.boundary is None or self.boundary.logbook is None:

@@ -54,7 +54,7 @@ def to_loops(at: Progress, run: Run) -> dict[str, Any]:
     nothing = _batches(_counter(0), _counter(0), False)
     validated = _counter(at.validated_batches)
     validation = _batches(validated, dict(validated), bool(at.validated_batches))
-    stateful = run.batches.state_dict()["stateful"] if run.is_fitting and run.train.parts else []
+    stateful = (run.batches_state() or {"stateful": []})["stateful"]
     return {
         "fit_loop": {
             "state_dict": {"combined_loader": stateful} if any(s is not None for s in stateful) else {},

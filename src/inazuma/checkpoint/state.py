@@ -66,7 +66,7 @@ def gather(run: Run, weights_only: bool = False) -> dict[str, Any]:
             "format": FORMAT,
             "progress": at.state_dict(),
             "rng": run.rng_state(),
-            "batches": run.batches.state_dict() if run.is_fitting and run.train.parts else None,
+            "batches": run.batches_state(),
             "logbook": run.logbook_state(),
             "gradients": run.open_gradients(),
         }

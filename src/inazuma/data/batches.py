@@ -8,7 +8,7 @@ replayed, and that is said.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -21,27 +21,32 @@ from inazuma.seed import capture_rng, restore_rng
 
 
 class _Indices:
-    """An index stream that begins somewhere in the middle."""
+    """The index stream of a loader, which can begin in the middle.
 
-    def __init__(self, stream: Iterable[Any], skip: int) -> None:
-        self.stream, self.skip = stream, skip
-        self.is_primed = False
-        self.ahead: list[Any] = []
-        self.source: Iterator[Any] | None = None
+    Args:
+        stream: the loader's sampler or batch sampler.
+        on_first: called before the first index is drawn.
+    """
+
+    def __init__(self, stream: Iterable[Any], on_first: Callable[[], None] | None = None) -> None:
+        self.stream, self.on_first = stream, on_first
+        self.skip = 0
 
     def __iter__(self) -> Iterator[Any]:
         self.source = iter(self.stream)
+        self.is_primed, self.ahead = False, list[Any]()
         return self
 
     def __next__(self) -> Any:
         self.prime()
-        return self.ahead.pop() if self.ahead else next(self.source)  # type: ignore[arg-type]
+        return self.ahead.pop() if self.ahead else next(self.source)
 
     def prime(self) -> None:
-        """Move on to the position now, while the random state is the one that the stream started from."""
+        """Draw up to the first index to give, now; a sampler draws its random order with its first index."""
         if not self.is_primed:
-            assert self.source is not None
             self.is_primed = True
+            if self.on_first is not None:
+                self.on_first()
             self.ahead = list(islice(self.source, self.skip, self.skip + 1))
 
     def __len__(self) -> int:
@@ -55,9 +60,7 @@ def is_stateful(loader: Any) -> bool:
 
 def knows_its_end(loader: Any) -> bool:
     """Whether the length of a loader can be relied on; the end of others is seen by looking one batch ahead."""
-    return hasattr(loader, "__len__") and not (
-        isinstance(loader, DataLoader) and isinstance(loader.dataset, IterableDataset)
-    )
+    return hasattr(loader, "__len__") and (_is_map_style(loader) or not isinstance(loader, DataLoader))
 
 
 def _generators(loader: Any) -> list[torch.Generator]:
@@ -76,6 +79,7 @@ class Batches:
         # for each part: the batch at which it was (re)started in this epoch, and the random states it started from
         self.starts: dict[int, dict[str, Any]] = {}
         self.stateful: list[Any] = []  # positions that stateful loaders gave in the run that is resumed
+        self._views: dict[int, Any] = {}
 
     def begin_epoch(self) -> None:
         """An epoch begins at its first batch: nothing is taken up from another run."""
@@ -114,10 +118,10 @@ class Batches:
     def _open(self, index: int, taken: int, start: dict[str, Any] | None) -> Iterator[Any]:
         """Start one part, or take it up where the run that is resumed was."""
         loader = self.loaders.parts[index]
-        if start is None or start["at"] == taken:
+        if start is None:
             own = [generator.get_state() for generator in _generators(loader)]
             self.starts[index] = {"at": taken, "rng": capture_rng(), "own": own}
-            return iter(loader)
+            return iter(loader if len(self.loaders.parts) == 1 else self._noted(loader, index))
         if is_stateful(loader) and len(self.stateful) > index and self.stateful[index] is not None:
             loader.load_state_dict(self.stateful[index])
             return iter(loader)
@@ -125,14 +129,27 @@ class Batches:
         restore_rng(start["rng"])
         for generator, state in zip(_generators(loader), start["own"], strict=False):
             generator.set_state(state)
-        stream = _skipped(loader, taken - start["at"], self.loaders.name)
+        stream = _skipped(loader, taken - start["at"], start.get("rng_of_first"), self.loaders.name)
         restore_rng(now)
         return stream
+
+    def _noted(self, loader: Any, index: int) -> Any:
+        """A part of several, whose sampler draws its order when others may have drawn in between: note that moment."""
+        if not _is_map_style(loader):
+            return loader
+        if index not in self._views:
+
+            def note() -> None:
+                self.starts[index]["rng_of_first"] = capture_rng()
+
+            what = _index_stream(loader)
+            self._views[index] = with_indices(loader, **{what: _Indices(getattr(loader, what), on_first=note)})
+        return self._views[index]
 
     def state_dict(self) -> dict[str, Any]:
         parts = self.loaders.parts
         stateful = [part.state_dict() if is_stateful(part) else None for part in parts]
-        return {"starts": dict(self.starts), "stateful": stateful}
+        return {"starts": {index: dict(start) for index, start in self.starts.items()}, "stateful": stateful}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.starts, self.stateful = dict(state["starts"]), list(state["stateful"])
@@ -149,12 +166,24 @@ def _looking_ahead(stream: Iterator[Any], most: int | float) -> Iterator[tuple[A
         item = following
 
 
-def _skipped(loader: Any, count: int, name: str) -> Iterator[Any]:
+def _is_map_style(loader: Any) -> bool:
+    return isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
+
+
+def _index_stream(loader: DataLoader[Any]) -> str:
+    """The attribute that a loader draws its indices from."""
+    return "sampler" if loader.batch_sampler is None else "batch_sampler"
+
+
+def _skipped(loader: Any, count: int, rng_of_first: dict[str, Any] | None, name: str) -> Iterator[Any]:
     """The loader's batches behind the first `count`."""
-    if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
-        what = "sampler" if loader.batch_sampler is None else "batch_sampler"
-        indices = _Indices(getattr(loader, what), count)
+    if _is_map_style(loader):
+        what = _index_stream(loader)
+        indices = _Indices(getattr(loader, what))
+        indices.skip = count
         stream = iter(with_indices(loader, **{what: indices}))
+        if rng_of_first is not None and not indices.is_primed:  # workers draw at once, else somebody was in between
+            restore_rng(rng_of_first)
         indices.prime()
         return stream
     if count:
