@@ -330,8 +330,8 @@ class Logbook:
                 entry.metric = value
         elif entry.flags != flags:
             raise MisconfigurationException(
-                f"You called `self.log({name!r}, ...)` twice in `{hook}` with different arguments: first {entry.flags}, "
-                f"now {flags}. Log it under another name, or with the same arguments."
+                f"You called `self.log({name!r}, ...)` twice in `{hook}` with different arguments: first "
+                f"{entry.flags}, now {flags}. Log it under another name, or with the same arguments."
             )
         entry.asked, entry.sync_group = asked, asked[7]
         return entry
@@ -394,7 +394,7 @@ class Logbook:
         if isinstance(value, Tensor):
             if value.numel() != 1:
                 raise ValueError(
-                    f"`self.log({name!r}, {value})` was called, but the tensor must have a single element. It has shape "
+                    f"`self.log({name!r}, {value})` was called, but the tensor must have a single element. Its shape is "
                     f"{list(value.shape)}: take its mean, or log the elements under names of their own."
                 )
             if not value.is_floating_point() and value.dtype is not torch.bool:
@@ -407,7 +407,8 @@ class Logbook:
                 )
             if value.dtype not in (torch.float32, torch.float64):
                 value = value.to(torch.float32)
-            return value.reshape(())
+            scalar: Tensor = value.reshape(())
+            return scalar
         if hasattr(value, "item") and not isinstance(value, (str, bytes)):  # numpy's scalars
             value = value.item()
         if isinstance(value, (bool, int, float)):
@@ -538,8 +539,12 @@ class Logbook:
             for key, entry in training.entries.items()
         ]
         moment = {"first_batch": training.first_batch, "last_hook": training.last_hook}
-        shown = {"callback": self.callback, "logged": self.logged, "progress_bar": self.progress_bar}
-        return {"entries": entries, "moment": moment, "shown": {name: dict(d) for name, d in shown.items()}}
+        shown: dict[str, dict[str, Any]] = {
+            "callback": dict(self.callback),
+            "logged": dict(self.logged),
+            "progress_bar": dict(self.progress_bar),
+        }
+        return {"entries": entries, "moment": moment, "shown": shown}
 
     def load_state_dict(self, state: dict[str, Any], training: Results, metric_at: Callable[[str], Metric]) -> None:
         """Take back what `state_dict` gave. `metric_at` finds a torchmetrics object by the module's attribute."""

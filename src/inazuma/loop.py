@@ -39,6 +39,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from inazuma.errors import MisconfigurationException
+from inazuma.modes import restore_modes, training_modes
 from inazuma.optim import monitored_metric
 from inazuma.progress import Next
 from inazuma.ranks import rank_zero_warn
@@ -99,10 +100,10 @@ def train_epoch(run: Run) -> None:
         after_batch(run)
     if at.next == Next.TAKE_BATCH:
         run.mark_window()
-        for batch, at.is_last_batch in run.batches.epoch(at.batch):
-            run.boundary = run.window
+        for batch, is_last in run.batches.epoch(at.batch):
+            at.is_last_batch, run.boundary = is_last, run.window
             train_batch(run, run.transfer(batch), at.batch)
-            if at.next == Next.REPORT:
+            if at.next == Next.REPORT:  # type: ignore[comparison-overlap]  # train_batch moves it
                 after_batch(run)
             if at.next != Next.TAKE_BATCH:
                 break
@@ -193,11 +194,10 @@ def finish_batch(run: Run, outputs: Any, batch: Any, batch_idx: int) -> None:
 
 def as_loss(run: Run, output: Any, window: int) -> tuple[Tensor | None, dict[str, Any]]:
     """The loss to go backward from, divided by the accumulation window, and the outputs for on_train_batch_end."""
-    if isinstance(output, Tensor):
-        loss, outputs = output, {}
-    elif output is None:
+    if output is None:
         return None, {}
-    else:
+    loss, outputs = output, dict[str, Any]()
+    if not isinstance(output, Tensor):
         try:
             loss, outputs = output["loss"], dict(output)
         except (TypeError, KeyError, IndexError):
@@ -382,7 +382,7 @@ def evaluate(
     results = book.results = run.evaluation_results
     results.reset()
     results.first_batch = run.training_results.first_batch  # until the first batch, steps are shown as before
-    modes = module_modes(run)
+    modes = training_modes(run.module)
     hooks.call(f"on_{kind}_model_eval", getattr(module, f"on_{kind}_model_eval"))
     hooks.fire(f"on_{kind}_start")
     hooks.fire(f"on_{kind}_epoch_start")
@@ -427,23 +427,13 @@ def evaluate(
     return outputs
 
 
-def module_modes(run: Run) -> list[tuple[torch.nn.Module, bool]]:
-    """Every submodule with whether it is in training mode: a frozen one stays frozen after an evaluation."""
-    return [(child, child.training) for child in run.module.modules()]
-
-
-def restore_modes(modes: list[tuple[torch.nn.Module, bool]]) -> None:
-    for child, mode in modes:
-        child.training = mode
-
-
 def predict(run: Run, loaders: Loaders, keep: bool) -> list[list[Any]]:
     """Run `predict_step` over the loaders. Returns, if `keep`, one list of outputs per loader, on the CPU."""
     hooks, module = run.hooks, run.module
     if not loaders.open(run, run.progress.epoch):
         return []
     run.check_dataloader_idx("predict", loaders)
-    modes = module_modes(run)
+    modes = training_modes(run.module)
     hooks.call("on_predict_model_eval", module.on_predict_model_eval)
     hooks.fire("on_predict_start")
     hooks.fire("on_predict_epoch_start")

@@ -15,6 +15,7 @@ from inazuma import files
 from inazuma.datahooks import DataHooks
 from inazuma.errors import MisconfigurationException
 from inazuma.hparams import HyperparametersMixin, OnlyOnClass, init_arguments
+from inazuma.modes import evaluating
 from inazuma.optim import GradClipAlgorithmType, LightningOptimizer, toggle_optimizer, untoggle_optimizer
 from inazuma.ranks import WarningCache, rank_zero_deprecation, rank_zero_warn
 
@@ -225,7 +226,7 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         self.__dict__["_compass"] = fn(self._compass)
-        return super()._apply(fn, recurse)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     @property
     def device(self) -> torch.device:
@@ -280,7 +281,7 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
 
     @property
     def automatic_optimization(self) -> bool:
-        """Whether the Trainer calls zero_grad, backward and step. Set it to False in `__init__` to call them yourself."""
+        """Whether the Trainer calls zero_grad, backward and step. Set it to False in `__init__` to do that yourself."""
         return self._automatic_optimization
 
     @automatic_optimization.setter
@@ -335,7 +336,7 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Compute gradients. Override it to pass arguments; default `loss.backward(*args, **kwargs)`."""
-        loss.backward(*args, **kwargs)
+        loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def optimizer_step(
         self,
@@ -355,7 +356,7 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
         optimizer.zero_grad()
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
-        """Advance a schedule; `metric` is the monitored value, or None. Override it for schedules that are not torch's."""
+        """Advance a schedule; `metric` is the monitored value, or None. Override it for schedules unlike torch's."""
         if metric is None:
             scheduler.step()
         else:
@@ -564,7 +565,7 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
         """The name of the submodule that is this metric: a checkpoint finds it again by that name."""
         for path, child in self.named_modules():
             if child is metric:
-                return path
+                return str(path)
         raise MisconfigurationException(
             f"Could not find the `LightningModule` attribute for the `torchmetrics.Metric` logged as {name!r}. "
             "You can fix this by setting an attribute for the metric in your `LightningModule`, or by passing "
@@ -626,9 +627,7 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
             CheckpointError: the file is damaged or no checkpoint.
             TypeError: `__init__` lacks arguments that the file does not hold; they are named.
         """
-        checkpoint = files.load(
-            checkpoint_path, map_location=map_location or _where_possible, weights_only=weights_only
-        )
+        checkpoint = files.load(checkpoint_path, map_location=map_location, weights_only=weights_only)
         args, kwargs = init_arguments(cls, checkpoint, kwargs, hparams_file)
         module = cls(*args, **kwargs)
         if strict is not None and module._strict_loading is not None and strict != module._strict_loading:
@@ -670,7 +669,7 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
         Raises:
             ValueError: there is no input.
         """
-        with _evaluating(self):
+        with evaluating(self):
             sample = self._sample(input_sample, "to_onnx")
             kwargs.setdefault("dynamo", False)
             return torch.onnx.export(self, sample, file_path, **kwargs)
@@ -697,13 +696,12 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
         rank_zero_deprecation("`LightningModule.to_torchscript` is deprecated, as TorchScript is. Use `torch.export`.")
         if method not in ("script", "trace"):
             raise ValueError(f"The 'method' parameter only supports 'script' or 'trace', but value given was: {method}")
-        with _evaluating(self):
+        with evaluating(self):
             if method == "script":
                 compiled: Any = torch.jit.script(self, **kwargs)
             else:
-                compiled = torch.jit.trace(
-                    self, example_inputs=self._sample(example_inputs, "to_torchscript"), **kwargs
-                )
+                sample = self._sample(example_inputs, "to_torchscript")
+                compiled = torch.jit.trace(self, example_inputs=sample, **kwargs)  # type: ignore[no-untyped-call]
         if file_path is not None:
             torch.jit.save(compiled, str(file_path))
         return compiled
@@ -724,26 +722,5 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
         return {**self.__dict__, "_trainer": None, "_logbook": None}
 
 
-@contextmanager
-def _evaluating(module: nn.Module) -> Generator[None]:
-    """Evaluation mode for the length of a `with` block; every submodule gets back the mode it had."""
-    modes = {child: child.training for child in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for child, mode in modes.items():
-            child.training = mode
-
-
 def _raw(optimizer: Optimizer | LightningOptimizer) -> Optimizer:
     return optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-
-
-def _where_possible(storage: Any, location: str) -> Any:
-    """Load to where the tensor was saved; to the CPU if this machine has no such device."""
-    kind = torch.device(location).type if location else "cpu"
-    available = (
-        kind == "cpu" or (kind == "cuda" and torch.cuda.is_available()) or (kind == "mps" and torch.mps.is_available())
-    )
-    return torch.serialization.default_restore_location(storage, location if available else "cpu")

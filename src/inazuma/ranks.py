@@ -16,6 +16,9 @@ T = TypeVar("T")
 D = TypeVar("D")
 
 log = logging.getLogger("inazuma")
+log.setLevel(logging.INFO)
+if not logging.getLogger().hasHandlers():  # nobody has set up logging: show what we have to say
+    log.addHandler(logging.StreamHandler())
 
 
 def rank_from_environment() -> int:

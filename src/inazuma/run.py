@@ -191,7 +191,7 @@ class Run:
     def restore_logbook(self) -> None:
         """Take up the logged values of the run that is resumed, after the sanity check."""
         if self.resume is not None:
-            find = self.module.get_submodule
+            find: Callable[[str], Any] = self.module.get_submodule
             self.logbook.load_state_dict(self.resume["logbook"], self.training_results, find)
 
     def restore_rng(self) -> None:
@@ -333,7 +333,8 @@ def check(run: Run) -> None:
         _need_loader(run, stage)
         if not run.overrides(f"{kind}_step"):
             raise MisconfigurationException(
-                f"No `{kind}_step()` method defined to run `Trainer.{fn}`. Write `{name}.{kind}_step(batch, batch_idx)`."
+                f"No `{kind}_step()` method defined to run `Trainer.{fn}`. "
+                f"Write `{name}.{kind}_step(batch, batch_idx)`."
             )
 
 
@@ -389,8 +390,8 @@ def _log_hyperparameters(run: Run) -> None:
         clashes = [key for key in initial.keys() & hparams.keys() if _differ(initial[key], hparams[key])]
         if clashes:
             raise RuntimeError(
-                f"Error while merging hparams: the keys {sorted(clashes)} are present in both the LightningModule's and "
-                "the LightningDataModule's hparams but have different values. Rename one, or save it with "
+                f"Error while merging hparams: the keys {sorted(clashes)} are present in both the LightningModule's "
+                "and the LightningDataModule's hparams but have different values. Rename one, or save it with "
                 "`save_hyperparameters(logger=False)`."
             )
         initial.update(hparams)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.utils.hooks import RemovableHandle
 
+from inazuma.modes import evaluating
 from inazuma.ranks import rank_zero_warn
 from inazuma.seed import isolate_rng
 from inazuma.tree import apply_to_collection
@@ -218,7 +219,7 @@ class ModelSummary:
 
         example = self._prepared(example)
         counter = FlopCounterMode(display=False)
-        with torch.no_grad(), isolate_rng(), _evaluating(self._model), _without_compiling(), counter:
+        with torch.no_grad(), isolate_rng(), evaluating(self._model), _without_compiling(), counter:
             if isinstance(example, tuple):
                 self._model(*example)
             elif isinstance(example, dict):
@@ -312,19 +313,6 @@ def parse_batch_shape(batch: Any) -> Any:
 
 def _numel(parameter: nn.Parameter) -> int:
     return 0 if isinstance(parameter, UninitializedParameter) else parameter.numel()
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside a `with` block. Flags are set one by one: `model.train()` may be overridden."""
-    modes = {module: module.training for module in model.modules()}
-    for module in modes:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """The front door: the constructor, fit, validate, test, predict, and the public attributes.
 
-Every constructor argument goes to exactly one owner. After that the Trainer is a door: its attributes read from the owner.
+Every constructor argument goes to exactly one owner. After that the Trainer is a door: attributes read from the owner.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from inazuma.callbacks.callback import Callback
 from inazuma.callbacks.checkpoint import Checkpoint
 from inazuma.callbacks.defaults import with_defaults, with_module_callbacks
 from inazuma.callbacks.early_stopping import EarlyStopping
+from inazuma.callbacks.find import find
 from inazuma.callbacks.progress import ProgressBar
 from inazuma.callbacks.timer import Timer
-from inazuma.checkpoint.find import find
 from inazuma.checkpoint.state import gather
 from inazuma.data.loaders import Loaders
 from inazuma.datahooks import DataHooks
@@ -188,8 +188,8 @@ class Trainer:
     ) -> None:
         if model_registry is not None:
             raise MisconfigurationException(
-                f"Trainer(model_registry={model_registry!r}): inazuma has no model registry. Save checkpoints to a path "
-                "or URL with `ModelCheckpoint(dirpath=...)`."
+                f"Trainer(model_registry={model_registry!r}): inazuma has no model registry. Save checkpoints to a "
+                "path or URL with `ModelCheckpoint(dirpath=...)`."
             )
         self.barebones = barebones
         if barebones:
@@ -197,8 +197,8 @@ class Trainer:
             logger, enable_checkpointing, enable_progress_bar, enable_model_summary = False, False, False, False
             log_every_n_steps, num_sanity_val_steps = 0, 0
             rank_zero_info(
-                "You are running in `Trainer(barebones=True)` mode: checkpointing, logging, progress bar, model summary, "
-                "sanity check and profiling are off, and `self.log` does nothing."
+                "Trainer(barebones=True): checkpoints, loggers, progress bar, model summary, sanity check and profiler "
+                "are off, and `self.log` does nothing."
             )
         self.default_root_dir = files.resolve(os.getcwd() if default_root_dir is None else default_root_dir)
         self.limits = Limits(
@@ -432,7 +432,8 @@ class Trainer:
             if any(base.__name__ == "LightningModule" for base in type(model).__mro__):
                 hint = " It is a LightningModule of another package: import all of them from one."
             raise TypeError(
-                f"`model` must be a `LightningModule` or `torch._dynamo.OptimizedModule`, got `{type(model).__qualname__}`.{hint}"
+                "`model` must be a `LightningModule` or `torch._dynamo.OptimizedModule`, "
+                f"got `{type(model).__qualname__}`.{hint}"
             )
         return model
 
@@ -486,8 +487,7 @@ class Trainer:
     def _resolved(self, ckpt_path: Any, fn: TrainerFn, model_is_given: bool) -> Any:
         if ckpt_path is None and self._user_managed_ckpt_path:
             return self._ckpt_path
-        saving = self.checkpoint_callbacks
-        path = find(ckpt_path, fn, model_is_given, saving, bool(self.fast_dev_run))
+        path = find(ckpt_path, fn, model_is_given, self.checkpoint_callbacks, self)
         self._ckpt_path, self._user_managed_ckpt_path = path, False
         return path
 
@@ -906,7 +906,8 @@ class Trainer:
             first = self.loggers[0]
             has_own = type(first).log_dir is not Logger.log_dir
             folder = first.log_dir if has_own else first.save_dir
-        return self.strategy.broadcast(folder)
+        log_dir: str | None = self.strategy.broadcast(folder)
+        return log_dir
 
     def _shown(self, name: str) -> Any:
         if self._run is None:

@@ -183,6 +183,10 @@ class Callback:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        # `log` leads to the module of the run: a copy belongs to another run
+        return {name: value for name, value in vars(self).items() if name not in ("log", "log_dict")}
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Called with the whole checkpoint before it is written; may change it."""
 

@@ -57,7 +57,8 @@ def _refuse_contradiction(
     found = [type(callback).__name__ for callback in callbacks if isinstance(callback, kind)]
     if value is False and found:
         raise MisconfigurationException(
-            f"Trainer was configured with `{argument}=False` but found {found} in callbacks list. Remove one of the two."
+            f"Trainer was configured with `{argument}=False` but found {found} in callbacks list. "
+            "Remove one of the two."
         )
 
 
@@ -95,7 +96,7 @@ def with_module_callbacks(callbacks: list[Callback], module: LightningModule) ->
     replaced = [c for c in callbacks if any(issubclass(kind, type(c)) for kind in kinds)]
     if replaced:
         rank_zero_info(
-            "The following callbacks returned in `LightningModule.configure_callbacks` will override existing callbacks "
-            f"passed to Trainer: {sorted(type(callback).__name__ for callback in replaced)}"
+            "The following callbacks returned in `LightningModule.configure_callbacks` will override existing "
+            f"callbacks passed to Trainer: {sorted(type(callback).__name__ for callback in replaced)}"
         )
     return reordered([callback for callback in callbacks if callback not in replaced] + own)

@@ -1,7 +1,7 @@
 """What a checkpoint holds: one list of parts, read in two directions by `gather` and `restore_*`.
 
-Lightning's keys stay where Lightning puts them, so that files are exchanged both ways; what an exact resume needs besides
-stands under the one key "inazuma":
+Lightning's keys stay where Lightning puts them, so that files are exchanged both ways; what an exact resume needs
+besides stands under the one key "inazuma":
 
     epoch, global_step, pytorch-lightning_version      for readers
     state_dict                                         the module
@@ -9,7 +9,7 @@ stands under the one key "inazuma":
     callbacks, optimizer_states, lr_schedulers         their states, by state_key and by order
     <precision class>, <datamodule class>              theirs, where they have any
     hparams_name, hyper_parameters, datamodule_…       arguments of `__init__`
-    inazuma                                            position, random generators, loaders, logged values, open gradients
+    inazuma                                            position, random generators, loaders, logged values, gradients
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def restore_training(run: Run, checkpoint: dict[str, Any], path: Any) -> None:
         optimizer_to(optimizer, run.strategy.root_device)
     _load_each("lr_schedulers", checkpoint["lr_schedulers"], [c.scheduler for c in run.schedulers], path)
     limits, at = run.limits, run.progress
-    if limits.max_epochs not in (None, -1) and at.epoch > limits.max_epochs:  # type: ignore[operator]
+    if limits.max_epochs not in (None, -1) and at.epoch > limits.max_epochs:
         raise MisconfigurationException(
             f"You restored a checkpoint with current_epoch={at.epoch}, but you have set "
             f"Trainer(max_epochs={limits.max_epochs}). `max_epochs` counts from the first epoch of the run, resumes "

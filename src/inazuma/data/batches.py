@@ -121,7 +121,8 @@ class Batches:
         if start is None:
             own = [generator.get_state() for generator in _generators(loader)]
             self.starts[index] = {"at": taken, "rng": capture_rng(), "own": own}
-            return iter(loader if len(self.loaders.parts) == 1 else self._noted(loader, index))
+            stream: Iterator[Any] = iter(loader if len(self.loaders.parts) == 1 else self._noted(loader, index))
+            return stream
         if is_stateful(loader) and len(self.stateful) > index and self.stateful[index] is not None:
             loader.load_state_dict(self.stateful[index])
             return iter(loader)
@@ -190,7 +191,7 @@ def _skipped(loader: Any, count: int, rng_of_first: dict[str, Any] | None, name:
         rank_zero_info(
             f"Resuming inside an epoch: the first {count} batches of `{name}` are fetched again and left out."
         )
-    stream = iter(loader)
-    for _ in islice(stream, count):
+    rest: Iterator[Any] = iter(loader)
+    for _ in islice(rest, count):
         pass
-    return stream
+    return rest

@@ -23,8 +23,8 @@ def select(
     if isinstance(strategy, Strategy):
         if checkpoint_io is not None:
             raise MisconfigurationException(
-                f"Trainer(strategy={strategy!r}, plugins=[{checkpoint_io!r}]): give the CheckpointIO to the strategy, or "
-                "name the strategy by a string."
+                f"Trainer(strategy={strategy!r}, plugins=[{checkpoint_io!r}]): give the CheckpointIO to the strategy, "
+                "or name the strategy by a string."
             )
         return strategy
     if strategy not in ("auto", "single_device"):

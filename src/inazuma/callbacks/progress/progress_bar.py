@@ -150,9 +150,7 @@ class ProgressBar(Callback):
         return {**standard, **logged}
 
     def __getstate__(self) -> dict[str, Any]:
-        # The trainer, and `log` with the module behind it, belong to a run: a copy gets its own.
-        own = {name: value for name, value in self.__dict__.items() if name not in ("log", "log_dict")}
-        return {**own, "_trainer": None}
+        return {**super().__getstate__(), "_trainer": None}  # the trainer belongs to a run: a copy gets its own
 
 
 def get_standard_metrics(trainer: Trainer) -> dict[str, int | str]:

@@ -1,20 +1,27 @@
-"""Which file `ckpt_path` means."""
+"""Which file `ckpt_path` means: the callbacks that save know."""
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inazuma import files
 from inazuma.callbacks.callback import Callback
+from inazuma.callbacks.model_checkpoint import ModelCheckpoint
+from inazuma.callbacks.on_exception_checkpoint import OnExceptionCheckpoint
 from inazuma.ranks import rank_zero_warn
 from inazuma.states import TrainerFn
 
+if TYPE_CHECKING:
+    from inazuma.trainer import Trainer
+
 
 def find(
-    ckpt_path: Any, fn: TrainerFn, model_is_given: bool, checkpoint_callbacks: Sequence[Callback], fast_dev_run: bool
+    ckpt_path: Any,
+    fn: TrainerFn,
+    model_is_given: bool,
+    checkpoint_callbacks: Sequence[Callback],
+    trainer: Trainer,
 ) -> Any:
     """Resolve the `ckpt_path` of fit, validate, test or predict.
 
@@ -23,7 +30,7 @@ def find(
         fn: the function it was given to.
         model_is_given: whether the user passed a model; without one, None means "best".
         checkpoint_callbacks: the Trainer's callbacks that save, first one first.
-        fast_dev_run: whether nothing is saved.
+        trainer: what the callbacks belong to.
 
     Returns:
         The path, or None when nothing is to be loaded.
@@ -32,7 +39,7 @@ def find(
         ValueError: "best" without a callback that knows it, or before it saved anything.
     """
     if ckpt_path is None and fn is TrainerFn.FITTING:
-        if not any(_saves_on_exception(callback) for callback in checkpoint_callbacks):
+        if not any(isinstance(callback, OnExceptionCheckpoint) for callback in checkpoint_callbacks):
             return None
         rank_zero_warn(
             "`fit(ckpt_path=None)` with an `OnExceptionCheckpoint` callback goes on from the last checkpoint, if there "
@@ -45,23 +52,19 @@ def find(
         rank_zero_warn(
             f"`.{fn}(ckpt_path=None)` was called without a model."
             " The best model of the previous `fit` call will be used."
-            f" You can pass `.{fn}(ckpt_path='best')` to use the best model or `.{fn}(ckpt_path='last')` to use the last"
-            " model. If you pass a value, this warning will be silenced."
+            f" You can pass `.{fn}(ckpt_path='best')` to use the best model or `.{fn}(ckpt_path='last')` to use the"
+            " last model. If you pass a value, this warning will be silenced."
         )
         ckpt_path = "best"
     if ckpt_path == "best":
-        return _best(fn, checkpoint_callbacks, fast_dev_run)
+        return _best(fn, checkpoint_callbacks, bool(trainer.fast_dev_run))
     if ckpt_path == "last":
-        return _last(fn, checkpoint_callbacks)
+        return _last(fn, checkpoint_callbacks, trainer)
     return ckpt_path
 
 
-def _saves_on_exception(callback: Callback) -> bool:
-    return hasattr(callback, "ckpt_path") and not hasattr(callback, "best_model_path")
-
-
 def _best(fn: TrainerFn, callbacks: Sequence[Callback], fast_dev_run: bool) -> str:
-    with_best = [callback for callback in callbacks if hasattr(callback, "best_model_path")]
+    with_best = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
     if not with_best:
         raise ValueError(
             f'`.{fn}(ckpt_path="best")` is set but `ModelCheckpoint` is not configured. Enable checkpointing, or give '
@@ -72,7 +75,7 @@ def _best(fn: TrainerFn, callbacks: Sequence[Callback], fast_dev_run: bool) -> s
             f'`.{fn}(ckpt_path="best")` is called with Trainer configured with multiple `ModelCheckpoint` callbacks. '
             "The best checkpoint path from first checkpoint callback will be used."
         )
-    path: str = with_best[0].best_model_path  # type: ignore[attr-defined]
+    path = with_best[0].best_model_path
     if path:
         return path
     if fast_dev_run:
@@ -81,19 +84,18 @@ def _best(fn: TrainerFn, callbacks: Sequence[Callback], fast_dev_run: bool) -> s
             f"an exact checkpoint path to `.{fn}(ckpt_path=...)`."
         )
     raise ValueError(
-        f'`.{fn}(ckpt_path="best")` is set but `ModelCheckpoint` is not configured to save the best model: it has saved '
-        "nothing yet. Call `fit` first, or give the path of a file."
+        f'`.{fn}(ckpt_path="best")` is set but `ModelCheckpoint` is not configured to save the best model: it has '
+        "saved nothing yet. Call `fit` first, or give the path of a file."
     )
 
 
-def _last(fn: TrainerFn, callbacks: Sequence[Callback]) -> str | None:
+def _last(fn: TrainerFn, callbacks: Sequence[Callback], trainer: Trainer) -> str | None:
     candidates: list[str] = []
     for callback in callbacks:
-        if _saves_on_exception(callback):
-            candidates.append(callback.ckpt_path)  # type: ignore[attr-defined]
-        elif (folder := getattr(callback, "dirpath", None)) and files.isdir(folder):
-            name = re.compile(rf"{re.escape(getattr(callback, 'CHECKPOINT_NAME_LAST', 'last'))}(-.*)?\.ckpt")
-            candidates += [path for path in files.listdir(folder) if name.fullmatch(os.path.basename(path))]
+        if isinstance(callback, ModelCheckpoint):
+            candidates += callback.find_last_checkpoints(trainer)
+        elif isinstance(callback, OnExceptionCheckpoint):
+            candidates.append(callback.ckpt_path)
     found = [path for path in candidates if files.exists(path)]
     if not found:
         rank_zero_warn(
