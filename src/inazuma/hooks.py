@@ -115,6 +115,11 @@ class Hooks:
         """The first two arguments of every hook of a callback."""
         return self._trainer, self._module
 
+    @property
+    def is_timed(self) -> bool:
+        """Whether a profiler listens."""
+        return self._profiler is not None
+
     def _timed(self, action: str, call: Callable[..., Any]) -> Callable[..., Any]:
         return call if self._profiler is None else timed(self._profiler, action, call)
 

@@ -151,7 +151,10 @@ def train_batch(run: Run, batch: Any, batch_idx: int) -> None:
                 forward_backward()
         else:
             hooks.where = "optimizer_step"
-            run.optimizer_step(at.epoch, batch_idx, run.proxies[0], forward_backward)
+            if run.step is None:
+                run.optimizer_step(at.epoch, batch_idx, run.proxies[0], forward_backward)
+            else:
+                run.step(forward_backward)
             hooks.where = ""
             at.step += 1
             if not was_run:

@@ -107,6 +107,8 @@ class Run:
         self.training_step = self.hooks.verb("training_step", module.training_step)
         self.takes_batch_idx = takes_index(module.training_step)
         self.optimizer_step = self.hooks.verb("optimizer_step", module.optimizer_step)
+        # What the default `optimizer_step` comes to, without the way there; None where somebody listens to that.
+        self.step: Callable[..., Any] | None = None
         self.backward = self.hooks.verb("backward", module.backward)
         self.transfer: Transfer = make_transfer(
             module, self.datamodule, self.hooks, self.precision.convert_input, self.strategy.root_device
@@ -205,6 +207,8 @@ class Run:
         make = self._automatic_step if self.is_automatic else self._manual_step
         no_sync = self.strategy.no_sync
         self.proxies = [LightningOptimizer(o, make(o), self.module, no_sync) for o in self.optimizers]
+        if self.is_automatic and self.optimizers and not self.overrides("optimizer_step") and not self.hooks.is_timed:
+            self.step = partial(self._automatic_step(self.optimizers[0]), self.optimizers[0])
 
     def _automatic_step(self, optimizer: Optimizer) -> Callable[..., Any]:
         return partial(self.precision.step, ready=partial(loop.before_step, self, optimizer))

@@ -554,7 +554,7 @@ class ModelCheckpoint(Checkpoint):
         if trainer.ckpt_path and files.resolve(trainer.ckpt_path) == files.resolve(path):
             return False  # the run was resumed from it
         assert self.dirpath is not None
-        return Path(self.dirpath) in Path(path).absolute().parents
+        return Path(self.dirpath).absolute() in Path(path).absolute().parents
 
 
 def _link(trainer: Trainer, target: str, link: str) -> None:

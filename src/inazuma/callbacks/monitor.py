@@ -39,6 +39,7 @@ def missing_metric(callback: str, monitor: str, known: Iterable[str]) -> str:
 
 def epoch_end_sees_all(trainer: Trainer) -> bool:
     """Whether each training epoch ends with all metrics fresh: validation runs once, at its end, or not at all."""
-    if not trainer.enable_validation or sum(trainer.num_val_batches) == 0:
+    batches = trainer.num_val_batches  # empty until the loaders are asked for
+    if not trainer.enable_validation or (batches and sum(batches) == 0):
         return True
     return trainer.check_val_every_n_epoch == 1 and trainer.val_check_interval == 1.0

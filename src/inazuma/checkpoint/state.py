@@ -83,7 +83,9 @@ def restore_module(run: Run, checkpoint: dict[str, Any]) -> None:
     run.strategy.load_module_state(checkpoint["state_dict"], strict=module.strict_loading)
     if datamodule is not None and (state := checkpoint.get(type(datamodule).__qualname__)) is not None:
         hooks.call("load_state_dict", datamodule.load_state_dict, state)
-    states: Mapping[Any, Any] = checkpoint.get("callbacks") or {}
+    if "callbacks" not in checkpoint:  # weights only
+        return
+    states: Mapping[Any, Any] = checkpoint["callbacks"]
     for callback in run.callbacks:
         hooks.call("on_load_checkpoint", callback.on_load_checkpoint, *run.hooks.seen_by_callbacks, checkpoint)
     if not states:
@@ -121,10 +123,6 @@ def restore_training(run: Run, checkpoint: dict[str, Any], path: Any) -> None:
                 "`load_from_checkpoint`, or pass it to validate, test or predict."
             )
     _restore_position(run, checkpoint)
-    _load_each("optimizers", checkpoint["optimizer_states"], run.optimizers, path)
-    for optimizer in run.optimizers:
-        optimizer_to(optimizer, run.strategy.root_device)
-    _load_each("lr_schedulers", checkpoint["lr_schedulers"], [c.scheduler for c in run.schedulers], path)
     limits, at = run.limits, run.progress
     if limits.max_epochs not in (None, -1) and at.epoch > limits.max_epochs:
         raise MisconfigurationException(
@@ -132,6 +130,10 @@ def restore_training(run: Run, checkpoint: dict[str, Any], path: Any) -> None:
             f"Trainer(max_epochs={limits.max_epochs}). `max_epochs` counts from the first epoch of the run, resumes "
             f"included: use more than {at.epoch}."
         )
+    _load_each("optimizers", checkpoint["optimizer_states"], run.optimizers, path)
+    for optimizer in run.optimizers:
+        optimizer_to(optimizer, run.strategy.root_device)
+    _load_each("lr_schedulers", checkpoint["lr_schedulers"], [c.scheduler for c in run.schedulers], path)
 
 
 def _restore_position(run: Run, checkpoint: dict[str, Any]) -> None:
