@@ -181,34 +181,34 @@ class SaveIn(Callback):
 
 
 @pytest.mark.parametrize(
-    ("hook", "accumulate"),
+    "hook",
     [
-        ("on_train_start", 3),
-        ("on_train_epoch_start", 3),
-        ("on_train_batch_start", 1),
-        ("on_train_batch_end", 3),
-        ("on_validation_start", 3),
-        ("on_validation_end", 3),
-        ("on_train_epoch_end", 3),
-        ("on_train_end", 3),
+        "on_train_start",
+        "on_train_epoch_start",
+        "on_train_batch_start",
+        "on_train_batch_end",
+        "on_validation_start",
+        "on_validation_end",
+        "on_train_epoch_end",
+        "on_train_end",
     ],
 )
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize("schedule", [None, "epoch"])
 def test_a_resumed_run_ends_like_the_straight_run(
-    hook: str, accumulate: int, batch_norm: bool, schedule: str | None, tmp_path: Path
+    hook: str, batch_norm: bool, schedule: str | None, tmp_path: Path
 ) -> None:
     def average() -> Any:
         return StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=2, annealing_epochs=2)
 
-    arguments: dict[str, Any] = {"max_epochs": 3, "accumulate_grad_batches": accumulate}
+    arguments: dict[str, Any] = {"max_epochs": 3, "accumulate_grad_batches": 3}
     save = SaveIn(hook, tmp_path)
     _, straight = fit(inazuma, [average(), save], make_model(inazuma, batch_norm, schedule), **arguments)
     assert save.paths
     for path in save.paths:
         again = make_model(inazuma, batch_norm, schedule)
         trainer, resumed = fit(inazuma, [average()], again, ckpt_path=path, **arguments)
-        assert trainer.global_step == 3 * -(-BATCHES // accumulate)
+        assert trainer.global_step == 3 * 2
         assert trainer.max_epochs == 3
         for name, value in straight.state_dict().items():
             assert torch.equal(resumed.state_dict()[name], value), f"{path.name}: {name}"
