@@ -324,6 +324,12 @@ def check(run: Run) -> None:
                 f"Support for `{old}_epoch_end` has been removed in v2.0.0. `{name}` implements this method. "
                 f"Use the `on_{new}_epoch_end` hook instead, and keep the outputs of the steps yourself."
             )
+    for step in ("training_step", "validation_step", "test_step", "predict_step"):
+        if "dataloader_iter" in inspect.signature(getattr(module, step)).parameters:
+            raise MisconfigurationException(
+                f"`{name}.{step}(dataloader_iter)`: steps that take batches from the loader themselves are not supported. "
+                f"Write `{step}(batch, batch_idx)`; the batch comes to the device before the step."
+            )
     if fn is TrainerFn.FITTING:
         _check_fit(run)
     elif fn is TrainerFn.PREDICTING:
