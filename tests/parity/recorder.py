@@ -111,20 +111,21 @@ class Scenario:
     program: Callable[[Lab], Any]
     deviates: Mapping[str, str]  # part of the record -> the words by which docs/differences.md lists it
     warns: Sequence[str]  # patterns of the warnings inazuma may give
+    needs: str | None  # the callback it uses; skipped where inazuma does not have it
 
 
 SCENARIOS: dict[str, Scenario] = {}
 
 
 def scenario(
-    deviates: Mapping[str, str] | None = None, warns: Sequence[str] = ()
+    deviates: Mapping[str, str] | None = None, warns: Sequence[str] = (), needs: str | None = None
 ) -> Callable[[Callable[[Lab], Any]], Callable[[Lab], Any]]:
     """Enter a program into the suite, under the name of its function."""
 
     def enter(program: Callable[[Lab], Any]) -> Callable[[Lab], Any]:
         name = program.__name__
         assert name not in SCENARIOS, f"two scenarios are named {name}"
-        SCENARIOS[name] = Scenario(name, program, deviates or {}, warns)
+        SCENARIOS[name] = Scenario(name, program, deviates or {}, warns, needs)
         return program
 
     return enter
@@ -313,7 +314,7 @@ def _word(member: Any) -> str | None:
 
 def _metrics(trainer: Any) -> dict[str, dict[str, float]]:
     kinds = ("callback_metrics", "logged_metrics", "progress_bar_metrics")
-    return {kind: {name: float(value) for name, value in getattr(trainer, kind).items()} for kind in kinds}
+    return {kind: {name: value.item() for name, value in getattr(trainer, kind).items()} for kind in kinds}
 
 
 def _shown_arguments(hook: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -339,7 +340,10 @@ def shown(value: Any) -> Any:
         return {str(name): shown(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [shown(item) for item in value]
-    if callable(value) and not isinstance(value, torch.nn.Module) and not isinstance(value, torch.optim.Optimizer):
+    if isinstance(value, torch.optim.Optimizer):  # wrapped for the user, or as it is; by the name that torch gave it
+        names = [cls.__name__ for cls in type(value).__mro__ if cls.__module__.startswith("torch.")]
+        return f"wrapped {names[0]}" if type(value).__name__.startswith("Lightning") else names[0]
+    if callable(value) and not isinstance(value, torch.nn.Module):
         return "a callable"
     return type(value).__name__
 

@@ -68,5 +68,5 @@ def test_other_weights_are_seen(tmp_path: Path) -> None:
         lab.fit(max_epochs=3)
 
     first = run("lightning.pytorch", SCENARIOS["plain"], tmp_path / "a")
-    second = run("lightning.pytorch", Scenario("longer", longer, {}, ()), tmp_path / "b")
+    second = run("lightning.pytorch", Scenario("longer", longer, {}, (), None), tmp_path / "b")
     assert {"hooks", "csv", "files", "weights"} <= set(differences(first, second))

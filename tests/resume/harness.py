@@ -234,31 +234,34 @@ def straight(recipe: Recipe, root: Path) -> Run:
     return _run(recipe, root, trace, [saver], None)
 
 
-def resume(recipe: Recipe, root: Path, saved: Saved) -> Run:
-    """Continue from `saved` with everything new."""
+def resume(recipe: Recipe, root: Path, saved: Saved, save: bool = False) -> Run:
+    """Continue from `saved` with everything new. With `save`, save in every hook again."""
     _seed(2)
     shutil.rmtree(root / "kept", ignore_errors=True)
     shutil.copytree(saved.kept, root / "kept")
-    return _run(recipe, root, Trace(), [], saved.path)
+    trace = Trace()
+    savers = [Saver(trace, root / "saved again", root / "kept")] if save else []
+    return _run(recipe, root, trace, savers, saved.path)
 
 
 def resumes_at(recipe: Recipe, run: Run, saved: Saved) -> int:
     """The event with which a run resumed from this checkpoint begins.
 
-    Inside a batch events are repeated from the beginning of its accumulation window, inside a validation from its start.
+    Inside a validation that is its start. Inside a batch it is the batch that opened the accumulation window, or the
+    one behind the last validation in this window.
     """
     before = run.events[: saved.position]
     window = recipe.trainer.get("accumulate_grad_batches", 1)
     starts = [saved.position]
     if saved.hook in INSIDE_A_BATCH:
         begins = [i for i, (hook, *_) in enumerate(before) if hook == "on_train_batch_start"]
-        starts = [i for i in begins if before[i][1] % window == 0]
+        starts = [i for i in begins if before[i][1] % window == 0 or before[i - 1][0] == "on_validation_end"]
     elif saved.hook in INSIDE_VALIDATION:
         starts = [i for i, (hook, *_) in enumerate(before) if hook == "on_validation_start"]
     return starts[-1]
 
 
-def _run(recipe: Recipe, root: Path, trace: Trace, extra: list[Callback], ckpt_path: Path | None) -> Run:
+def _run(recipe: Recipe, root: Path, trace: Trace, savers: list[Saver], ckpt_path: Path | None) -> Run:
     net = Net(recipe)
     keep = ModelCheckpoint(root / "kept", monitor="val_loss", save_top_k=2, filename="{epoch}-{step}-{val_loss:.4f}")
     logger = CSVLogger(root, name="logs")
@@ -267,7 +270,7 @@ def _run(recipe: Recipe, root: Path, trace: Trace, extra: list[Callback], ckpt_p
         accelerator="cpu",
         devices=1,
         logger=logger,
-        callbacks=[trace, *recipe.callbacks(), keep, *extra],
+        callbacks=[trace, *recipe.callbacks(), keep, *savers],
         enable_progress_bar=False,
         enable_model_summary=False,
         **arguments,
@@ -276,9 +279,9 @@ def _run(recipe: Recipe, root: Path, trace: Trace, extra: list[Callback], ckpt_p
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*exists and is not empty")  # the files of the run that goes on
         trainer.fit(net, train, loader(6, shuffle=False), ckpt_path=ckpt_path)
-    saved = [saver.saved for saver in extra if isinstance(saver, Saver)]
     rows = _rows(Path(logger.log_dir) / "metrics.csv")
-    return Run(trace.events, net.ids, _end(trainer, net, root), rows, saved[0] if saved else [])
+    saved = [each for saver in savers for each in saver.saved]
+    return Run(trace.events, net.ids, _end(trainer, net, root), rows, saved)
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import logging
 import warnings
@@ -81,7 +82,8 @@ def _fit(
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=1,
-        logger=False,
+        logger=importlib.import_module(f"{package}.loggers").CSVLogger(root),
+        log_every_n_steps=1,
         default_root_dir=root,
         callbacks=[saver, stop, keep],
         enable_progress_bar=False,
@@ -91,6 +93,12 @@ def _fit(
     with _quiet():
         trainer.fit(net, loader(), loader(6), ckpt_path=ckpt_path)
     return trainer, stop, keep
+
+
+def _axes(trainer: Any) -> list[tuple[str, str]]:
+    """Where the values logged for single batches stand: epoch and step."""
+    with (Path(trainer.log_dir) / "metrics.csv").open(newline="") as file:
+        return [(row["epoch"], row["step"]) for row in csv.DictReader(file) if row["train_loss"]]
 
 
 MOMENTS = {
@@ -119,6 +127,7 @@ def test_training_goes_on_where_the_other_package_stopped(
     assert by_other.current_epoch == by_itself.current_epoch == 4
     assert by_other.global_step == by_itself.global_step
     assert got.batches == expected.batches
+    assert _axes(by_other) == _axes(by_itself)
     if "epoch" in moment and "middle" not in moment and "inside" not in moment:
         # Inside an epoch Lightning takes the wrong batches, and inazuma does not know which ones Lightning took.
         assert (where := first_difference(expected.state_dict(), got.state_dict())) is None, where

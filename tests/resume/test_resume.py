@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.resume.harness import (
     HOOKS,
     Recipe,
@@ -35,6 +36,7 @@ RECIPES = [
     Recipe("two loaders", loaders=lambda: {"a": loader(12), "b": loader(8)}),
     Recipe("a stream", loaders=lambda: DataLoader(Stream(), batch_size=2)),
     Recipe("callbacks with a state", callbacks=lambda: [EMAWeightAveraging(decay=0.5), EarlyStopping("val_loss")]),
+    Recipe("a loader with its own generator", loaders=lambda: loader(generator=torch.Generator().manual_seed(5))),
     Recipe("mixed precision", {"precision": "bf16-mixed"}),
     Recipe("logging every third step", {"log_every_n_steps": 3}),
 ]
@@ -59,11 +61,22 @@ def test_a_run_resumed_from_any_hook_continues_like_the_straight_run(
             return
     assert saved, f"no checkpoint was saved in {hook}"
     for each in _some(saved):
-        start = resumes_at(recipe, run, each)
         resumed = resume(recipe, root, each)
-        _assert_same_suffix(run.events[start:], resumed, each)
-        repeated = {event[0] for event in run.events[start : each.position]}
-        _assert_same_end(run, resumed, each, with_files="on_validation_end" not in repeated)
+        _assert_same_suffix(run.events[resumes_at(recipe, run, each) :], resumed, each)
+        _assert_same_end(run, resumed, each)
+
+
+@pytest.mark.parametrize(
+    "hook", ["on_train_batch_end", "on_after_backward", "on_validation_start", "on_validation_end"]
+)
+def test_a_resumed_run_is_resumed_again(hook: str, tmp_path: Path) -> None:
+    recipe = Recipe("accumulation", {"accumulate_grad_batches": 3, "val_check_interval": 2})
+    run = straight(recipe, tmp_path)
+    first = [each for each in run.saved if each.hook == hook][:2][-1]  # inside the first window, or the last of all
+    again = resume(recipe, tmp_path, first, save=True)
+    assert {each.hook for each in again.saved} == set(HOOKS)
+    for second in again.saved[:60:4]:
+        _assert_same_end(run, resume(recipe, tmp_path, second), second)
 
 
 def _some(saved: list[Saved]) -> list[Saved]:
@@ -87,12 +100,10 @@ def _assert_same_suffix(expected: list[tuple[Any, ...]], resumed: Run, saved: Sa
         assert left <= {"on_train_end", "on_fit_end"}, f"{saved.path.name} did not go on with {sorted(left)}"
 
 
-def _assert_same_end(run: Run, resumed: Run, saved: Saved, with_files: bool) -> None:
-    """`with_files` is False where a validation was repeated, whose file has a second version then."""
+def _assert_same_end(run: Run, resumed: Run, saved: Saved) -> None:
     expected_ids = run.ids[len(run.ids) - len(resumed.ids) :]
     assert resumed.ids == expected_ids, f"{saved.path.name}: trained on other batches"
     left_out = set() if resumed.ids else {"torch's random generator", "Python's random generator"}
-    left_out |= set() if with_files else {"files"}
     ends = ({part: value for part, value in each.end.items() if part not in left_out} for each in (run, resumed))
     where = first_difference(*ends)
     assert where is None, f"{saved.path.name}: {where}"

@@ -7,6 +7,17 @@ from typing import Any
 import torch
 from tests.parity.recorder import Lab, loader, scenario
 
+# How inazuma differs, in the words of docs/differences.md
+LAST = "`last.ckpt` is the newest state"
+LAST_PATH = "names the `last.ckpt` that is written with it"
+LOGGED = "logged values are there again after a resume"
+BATCHES = "the batches that the run had not seen yet"
+INSIDE = {"metrics": LOGGED, **dict.fromkeys(("args", "csv", "checkpoints", "weights"), BATCHES)}
+PLATEAU = "steps the plateau schedule of that epoch"
+PARTIAL = "starts the next epoch"
+
+MOVED = "saved by a ModelCheckpoint in"  # a warning: each run has a directory of its own
+
 LOSSES = [3.0, 1.0, 2.0, 0.5, 4.0]
 
 
@@ -139,22 +150,22 @@ def save_last_without_a_monitor(lab: Lab) -> Any:
     return _fit(lab, save_last=True)
 
 
-@scenario()
+@scenario(deviates={"hooks": LAST, "checkpoints": LAST})
 def save_last_every_n_steps(lab: Lab) -> Any:
     return _fit(lab, every_n_train_steps=4, save_last=True)
 
 
-@scenario()
+@scenario(deviates={"checkpoints": LAST_PATH})
 def save_last_link(lab: Lab) -> Any:
     return _fit(lab, save_last="link", save_top_k=-1)
 
 
-@scenario()
+@scenario(deviates={"hooks": LAST, "checkpoints": LAST})
 def save_last_after_a_worse_epoch(lab: Lab) -> Any:
     return _fit(lab, monitor="val_loss", save_last=True)
 
 
-@scenario()
+@scenario(deviates={"hooks": LAST, "checkpoints": LAST})
 def save_last_alone(lab: Lab) -> Any:
     return _fit(lab, save_last=True, save_top_k=0)
 
@@ -172,7 +183,7 @@ def two_checkpoint_callbacks(lab: Lab) -> Any:
     return [type(callback).__name__ for callback in trainer.callbacks]
 
 
-@scenario()
+@scenario(deviates={"checkpoints": LAST_PATH}, warns=["exists and is not empty"])
 def two_fits_into_one_directory(lab: Lab) -> None:
     for _ in range(2):
         checkpoint = lab.callbacks.ModelCheckpoint(dirpath=lab.root / "same", save_last=True)
@@ -184,7 +195,7 @@ def without_a_logger(lab: Lab) -> Any:
     return _fit(lab, fit={"logger": False, "max_epochs": 1})
 
 
-@scenario()
+@scenario(deviates={"checkpoints": LAST_PATH})
 def save_on_exception(lab: Lab) -> None:
     class Net(lab.Net):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -195,7 +206,7 @@ def save_on_exception(lab: Lab) -> None:
     lab.fit(Net(), callbacks=[lab.callbacks.ModelCheckpoint(save_on_exception=True, save_last=True)])
 
 
-@scenario()
+@scenario(warns=["goes on from the last checkpoint", "no last checkpoint available"])
 def on_exception_checkpoint(lab: Lab) -> None:
     class Net(lab.Net):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -236,17 +247,17 @@ def _go_on(lab: Lab, hook: str, at: int, net: Any = None, **arguments: Any) -> N
     lab.fit(net(), ckpt_path=lab.root / "saved.ckpt", **{**arguments, "max_epochs": 4})
 
 
-@scenario()
+@scenario(deviates={"metrics": LOGGED}, warns=[MOVED])
 def resume_from_the_end_of_an_epoch(lab: Lab) -> None:
     _go_on(lab, "on_train_epoch_end", 6, max_epochs=3)
 
 
-@scenario()
+@scenario(deviates={"metrics": LOGGED}, warns=[MOVED])
 def resume_from_the_end_of_training(lab: Lab) -> None:
     _go_on(lab, "on_train_epoch_end", 12)
 
 
-@scenario()
+@scenario(deviates=dict.fromkeys(("hooks", "csv", "checkpoints", "weights"), PLATEAU), warns=[MOVED])
 def resume_from_the_end_of_an_epoch_with_plateau(lab: Lab) -> None:
     class Net(lab.Net):
         def configure_optimizers(self) -> Any:
@@ -257,50 +268,50 @@ def resume_from_the_end_of_an_epoch_with_plateau(lab: Lab) -> None:
     _go_on(lab, "on_train_epoch_end", 12, net=Net, max_epochs=3)
 
 
-@scenario()
+@scenario(deviates={"metrics": LOGGED}, warns=[MOVED])
 def resume_from_the_end_of_an_epoch_with_accumulation(lab: Lab) -> None:
     _go_on(lab, "on_train_epoch_end", 3, train=loader(10), accumulate_grad_batches=2)
 
 
-@scenario()
+@scenario(deviates={"metrics": LOGGED}, warns=[MOVED])
 def resume_from_the_last_validation_of_an_epoch(lab: Lab) -> None:
     _go_on(lab, "on_validation_end", 6)
 
 
-@scenario()
+@scenario(deviates=INSIDE, warns=[MOVED])
 def resume_from_the_middle_of_an_epoch(lab: Lab) -> None:
     _go_on(lab, "on_train_batch_end", 8)
 
 
-@scenario()
+@scenario(deviates=INSIDE, warns=[MOVED])
 def resume_from_a_validation_inside_an_epoch(lab: Lab) -> None:
     _go_on(lab, "on_validation_end", 9, val_check_interval=3)
 
 
-@scenario()
+@scenario(deviates=INSIDE, warns=[MOVED])
 def resume_from_the_middle_of_an_accumulation_window(lab: Lab) -> None:
     _go_on(lab, "on_train_batch_end", 4, accumulate_grad_batches=2)
 
 
-@scenario()
+@scenario(deviates=dict.fromkeys(("hooks", "csv", "files", "checkpoints", "weights"), PARTIAL), warns=[MOVED])
 def resume_by_max_steps(lab: Lab) -> None:
     lab.fit(_scripted(lab), max_steps=8, callbacks=[_saver(lab, "on_train_end", 8)])
     lab.fit(_scripted(lab), max_steps=14, max_epochs=5, ckpt_path=lab.root / "saved.ckpt")
 
 
-@scenario()
+@scenario(deviates={"metrics": LOGGED}, warns=[MOVED])
 def resume_a_finished_run(lab: Lab) -> None:
     lab.fit(_scripted(lab), callbacks=[_saver(lab, "on_train_epoch_end", 12)])
     lab.fit(_scripted(lab), ckpt_path=lab.root / "saved.ckpt")
 
 
-@scenario()
+@scenario(warns=[MOVED])
 def resume_beyond_max_epochs(lab: Lab) -> None:
     lab.fit(_scripted(lab), callbacks=[_saver(lab, "on_train_epoch_end", 18)], max_epochs=3)
     lab.fit(_scripted(lab), max_epochs=1, ckpt_path=lab.root / "saved.ckpt")
 
 
-@scenario()
+@scenario(deviates={"metrics": LOGGED}, warns=["no last checkpoint available"])
 def resume_from_last(lab: Lab) -> Any:
     for epochs in (1, 3):
         checkpoint = lab.callbacks.ModelCheckpoint(dirpath=lab.root / "kept", save_last=True)
@@ -320,7 +331,7 @@ def resume_from_weights_only(lab: Lab) -> None:
     lab.fit(_scripted(lab), ckpt_path=lab.root / "weights.ckpt")
 
 
-@scenario()
+@scenario(deviates={"metrics": LOGGED})
 def resume_with_early_stopping_and_top_k(lab: Lab) -> Any:
     values = [3.0, 2.0, 2.5, 2.6, 1.0]
     path = None
@@ -333,7 +344,7 @@ def resume_with_early_stopping_and_top_k(lab: Lab) -> Any:
     return [stop.wait_count, stop.stopped_epoch, float(stop.best_score), scores]
 
 
-@scenario()
+@scenario(deviates={"metrics": LOGGED}, warns=[MOVED])
 def resume_manual_optimization(lab: Lab) -> None:
     class Net(lab.Net):
         def __init__(self) -> None:
@@ -352,7 +363,7 @@ def resume_manual_optimization(lab: Lab) -> None:
     _go_on(lab, "on_train_epoch_end", 6, net=Net)
 
 
-@scenario()
+@scenario(deviates={"metrics": LOGGED}, warns=[MOVED])
 def resume_with_hooks_of_the_module(lab: Lab) -> Any:
     class Net(lab.Net):
         extra = 0
@@ -369,7 +380,7 @@ def resume_with_hooks_of_the_module(lab: Lab) -> Any:
     return net.extra
 
 
-@scenario()
+@scenario(warns=[MOVED])
 def evaluation_of_a_file(lab: Lab) -> Any:
     lab.fit(_scripted(lab), callbacks=[_saver(lab, "on_train_epoch_end", 6)])
     net = lab.watch(lab.Net())
@@ -381,7 +392,7 @@ def evaluation_of_a_file(lab: Lab) -> Any:
     ]
 
 
-@scenario()
+@scenario(warns=["no last checkpoint available"])
 def evaluation_of_the_best(lab: Lab) -> Any:
     net = _scripted(lab)
     checkpoint = lab.callbacks.ModelCheckpoint(monitor="val_loss")

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from tests.parity.recorder import Lab, loader, scenario, stream
 
+EARLIER = "refused before the first hook it would have run in"
+
 
 def _several(lab: Lab) -> Any:
     """A net that is fed by several loaders: dicts and lists of batches in training, an index in evaluation."""
@@ -85,7 +87,7 @@ def combined_max_size_cycle(lab: Lab) -> None:
     _combined(lab, "max_size_cycle")
 
 
-@scenario()
+@scenario(deviates={"hooks": EARLIER})
 def combined_sequential_in_training(lab: Lab) -> None:
     _combined(lab, "sequential")
 
@@ -104,7 +106,7 @@ def combined_of_loader_and_stream(lab: Lab) -> None:
     lab.fit(_several(lab), [loader(6), stream(10)])
 
 
-@scenario()
+@scenario(warns=["ambiguous collection"])
 def batches_as_dicts(lab: Lab) -> None:
     class Net(lab.Net):
         def loss(self, batch: Any) -> Any:
@@ -215,7 +217,7 @@ def _datamodule(lab: Lab) -> Any:
     return Data()
 
 
-@scenario()
+@scenario(warns=["overridden `on_after_batch_transfer` in both"])
 def datamodule(lab: Lab) -> Any:
     data = lab.watch(_datamodule(lab))
     net = lab.Net()
@@ -230,7 +232,7 @@ def datamodule(lab: Lab) -> Any:
     ]
 
 
-@scenario()
+@scenario(warns=["overridden `on_after_batch_transfer` in both"])
 def datamodule_in_the_loaders_place(lab: Lab) -> None:
     lab.fit(train=lab.watch(_datamodule(lab)), val=False)
 
@@ -249,7 +251,7 @@ def datamodule_from_datasets(lab: Lab) -> Any:
     return [trainer.test(net, datamodule=data), trainer.predict(net, datamodule=data)]
 
 
-@scenario()
+@scenario(warns=["overridden `on_after_batch_transfer` in both"])
 def datamodule_with_an_exception(lab: Lab) -> None:
     class Net(lab.Net):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -382,7 +384,7 @@ def predict_by_forward(lab: Lab) -> Any:
     return lab.trainer().predict(lab.watch(Net()), loader(4))
 
 
-@scenario()
+@scenario(needs="BasePredictionWriter")
 def predictions_written_by_a_callback(lab: Lab) -> Any:
     class Writer(lab.callbacks.BasePredictionWriter):
         written: list[Any]
@@ -407,7 +409,7 @@ def evaluation_without_a_step(lab: Lab) -> None:
     lab.trainer().test(lab.watch(Net()), loader())
 
 
-@scenario()
+@scenario(warns=["called without a model"])
 def fit_then_everything(lab: Lab) -> Any:
     net = lab.Net()
     trainer = lab.fit(net)
@@ -421,7 +423,7 @@ def fit_then_everything(lab: Lab) -> Any:
     ]
 
 
-@scenario()
+@scenario(warns=["called without a model"])
 def evaluation_with_the_best_when_nothing_was_saved(lab: Lab) -> Any:
     net = lab.Net()
     trainer = lab.fit(net, enable_checkpointing=False)

@@ -65,7 +65,7 @@ def early_stopping_with_min_delta_and_max(lab: Lab) -> Any:
     return _state(stop)
 
 
-@scenario()
+@scenario(warns=["no `val_dataloader`"])
 def early_stopping_on_a_train_metric(lab: Lab) -> Any:
     stop = lab.callbacks.EarlyStopping("epoch_value", patience=1, check_on_train_epoch_end=True)
     lab.fit(_scripted(lab, [1.0, 1.4, 1.6]), callbacks=[stop], val=False, max_epochs=6)
@@ -212,7 +212,7 @@ def lambda_callback(lab: Lab) -> Any:
     return heard
 
 
-@scenario()
+@scenario(needs="BackboneFinetuning")
 def backbone_finetuning(lab: Lab) -> None:
     class Net(lab.Net):
         def __init__(self) -> None:
@@ -229,12 +229,12 @@ def backbone_finetuning(lab: Lab) -> None:
     lab.fit(Net(), callbacks=[finetuning], max_epochs=3)
 
 
-@scenario()
+@scenario(needs="ModelPruning")
 def pruning(lab: Lab) -> None:
     lab.fit(callbacks=[lab.callbacks.ModelPruning("l1_unstructured", amount=0.3)])
 
 
-@scenario()
+@scenario(deviates={"metrics": "logged values are there again after a resume"}, warns=["saved by a ModelCheckpoint in"])
 def callbacks_with_a_state(lab: Lab) -> Any:
     class Counter(lab.pl.Callback):
         count = 0

@@ -13,7 +13,7 @@ def plain(lab: Lab) -> None:
     lab.fit()
 
 
-@scenario()
+@scenario(warns=["no `val_dataloader`"])
 def no_validation_loader(lab: Lab) -> None:
     lab.fit(val=False)
 
@@ -203,7 +203,7 @@ def should_stop_in_validation(lab: Lab) -> None:
     lab.fit(Net(), val_check_interval=2, max_epochs=4)
 
 
-@scenario()
+@scenario(warns=["turning off the train dataloader shuffling"])
 def overfit_batches(lab: Lab) -> None:
     lab.fit(train=loader(shuffle=True), overfit_batches=2)
 
@@ -223,7 +223,7 @@ def fast_dev_run_three_batches(lab: Lab) -> None:
     lab.fit(fast_dev_run=3)
 
 
-@scenario()
+@scenario(warns=["`Trainer.barebones=True.` is configured"])
 def barebones(lab: Lab) -> None:
     lab.fit(barebones=True)
 
@@ -233,7 +233,7 @@ def detect_anomaly(lab: Lab) -> None:
     lab.fit(detect_anomaly=True, max_epochs=1)
 
 
-@scenario()
+@scenario(warns=["Error detected in MulBackward0"])
 def detect_anomaly_finds_nan(lab: Lab) -> None:
     class Net(lab.Net):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -260,7 +260,7 @@ def training_step_returns_none_inside_a_window(lab: Lab) -> None:
     lab.fit(Net(), accumulate_grad_batches=2)
 
 
-@scenario()
+@scenario(warns=["yielded None"])
 def batches_that_are_none(lab: Lab) -> None:
     def collate(samples: list[Any]) -> Any:
         x = torch.stack([x for x, _ in samples])
@@ -270,7 +270,7 @@ def batches_that_are_none(lab: Lab) -> None:
     lab.fit(train=loader(collate_fn=collate))
 
 
-@scenario()
+@scenario(warns=["yielded None"])
 def the_last_batch_is_none(lab: Lab) -> None:
     class Batches:
         def __init__(self) -> None:
@@ -417,11 +417,11 @@ def a_stream_with_a_share(lab: Lab) -> None:
     lab.fit(train=stream(), val_check_interval=0.5)
 
 
-@scenario()
+@scenario(warns=["has no batches"])
 def an_empty_train_loader(lab: Lab) -> None:
     lab.fit(train=loader(0, batch_size=1))
 
 
-@scenario()
+@scenario(warns=["has no batches"])
 def an_empty_val_loader(lab: Lab) -> None:
     lab.fit(val=loader(0, batch_size=1))

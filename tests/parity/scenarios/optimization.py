@@ -142,7 +142,7 @@ def plateau_without_its_metric(lab: Lab) -> None:
     lab.fit(_net(lab, optimizers))
 
 
-@scenario()
+@scenario(warns=["conditioned on metric nothing"])
 def plateau_without_its_metric_not_strict(lab: Lab) -> None:
     def optimizers(net: Any) -> Any:
         optimizer = _sgd(net)
@@ -188,7 +188,7 @@ def a_schedule_stepped_by_the_module(lab: Lab) -> None:
     lab.fit(Net())
 
 
-@scenario()
+@scenario(warns=["no optimizer"])
 def no_optimizer(lab: Lab) -> None:
     lab.fit(_net(lab, lambda net: None))
 
@@ -464,7 +464,7 @@ def precision_bf16_mixed(lab: Lab) -> None:
     lab.fit(precision="bf16-mixed", gradient_clip_val=0.5)
 
 
-@scenario()
+@scenario(warns=["not supported on CPU"])
 def precision_16_mixed(lab: Lab) -> None:
     lab.fit(precision="16-mixed", accumulate_grad_batches=2)
 
