@@ -127,7 +127,10 @@ def test_training_goes_on_where_the_other_package_stopped(
     assert by_other.current_epoch == by_itself.current_epoch == 4
     assert by_other.global_step == by_itself.global_step
     assert got.batches == expected.batches
-    assert _axes(by_other) == _axes(by_itself)
+    # One more in a file of inazuma: the values of the batch in whose on_train_batch_end it was saved.
+    own_axes, other_axes = _axes(by_itself), _axes(by_other)
+    assert len(own_axes) - len(other_axes) in (0, 1)
+    assert other_axes == own_axes[-len(other_axes) :]
     if "epoch" in moment and "middle" not in moment and "inside" not in moment:
         # Inside an epoch Lightning takes the wrong batches, and inazuma does not know which ones Lightning took.
         assert (where := first_difference(expected.state_dict(), got.state_dict())) is None, where
