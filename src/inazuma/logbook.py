@@ -394,8 +394,8 @@ class Logbook:
         if isinstance(value, Tensor):
             if value.numel() != 1:
                 raise ValueError(
-                    f"`self.log({name!r}, {value})` was called, but the tensor must have a single element. Its shape is "
-                    f"{list(value.shape)}: take its mean, or log the elements under names of their own."
+                    f"`self.log({name!r}, {value})` was called, but the tensor must have a single element. Its shape "
+                    f"is {list(value.shape)}: take its mean, or log the elements under names of their own."
                 )
             if not value.is_floating_point() and value.dtype is not torch.bool:
                 self._said.warn(

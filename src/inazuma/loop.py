@@ -42,7 +42,7 @@ from inazuma.errors import MisconfigurationException
 from inazuma.modes import restore_modes, training_modes
 from inazuma.optim import monitored_metric
 from inazuma.progress import Next
-from inazuma.ranks import rank_zero_warn
+from inazuma.ranks import rank_zero_info, rank_zero_warn
 from inazuma.seed import isolate_rng
 from inazuma.states import RunningStage
 
@@ -64,6 +64,7 @@ def fit(run: Run) -> None:
         end_epoch(run)
     if at.next in (Next.START_EPOCH, Next.TAKE_BATCH) and limits.training_done(at):
         run.restore_rng()
+        rank_zero_info(f"`Trainer.fit` has nothing to train: {limits.training_done(at)}.")
         return
     if run.validates and limits.validates_in_epoch(at.epoch):
         run.val.open(run, at.epoch)
@@ -72,6 +73,7 @@ def fit(run: Run) -> None:
     while at.next != Next.START_EPOCH or not limits.training_done(at):
         train_epoch(run)
     hooks.fire("on_train_end")
+    rank_zero_info(f"`Trainer.fit` stopped: {limits.training_done(at)}.")
 
 
 def sanity_check(run: Run) -> None:

@@ -254,15 +254,13 @@ class Limits:
             )
         return False
 
-    def training_done(self, at: Progress) -> bool:
-        """Whether no further epoch is to be started. Says why."""
+    def training_done(self, at: Progress) -> str | None:
+        """Why no further epoch is to be started; None if one is."""
         if self.steps_reached(at):
-            rank_zero_info(f"`Trainer.fit` stopped: `max_steps={self.max_steps!r}` reached.")
-        elif self.epochs_reached(at):
-            rank_zero_info(f"`Trainer.fit` stopped: `max_epochs={self.max_epochs!r}` reached.")
-        elif not self.stops_now(at):
-            return False
-        return True
+            return f"`max_steps={self.max_steps!r}` reached"
+        if self.epochs_reached(at):
+            return f"`max_epochs={self.max_epochs!r}` reached"
+        return "`trainer.should_stop` was set" if self.stops_now(at) else None
 
     def logs_now(self, at: Progress) -> bool:
         """Whether the metrics of a stepping batch go to the loggers."""

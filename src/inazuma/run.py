@@ -327,8 +327,8 @@ def check(run: Run) -> None:
     for step in ("training_step", "validation_step", "test_step", "predict_step"):
         if "dataloader_iter" in inspect.signature(getattr(module, step)).parameters:
             raise MisconfigurationException(
-                f"`{name}.{step}(dataloader_iter)`: steps that take batches from the loader themselves are not supported. "
-                f"Write `{step}(batch, batch_idx)`; the batch comes to the device before the step."
+                f"`{name}.{step}(dataloader_iter)`: steps that take batches from the loader themselves are not "
+                f"supported. Write `{step}(batch, batch_idx)`; the batch comes to the device before the step."
             )
     if fn is TrainerFn.FITTING:
         _check_fit(run)

@@ -250,7 +250,8 @@ class Trainer:
         self._callbacks = with_defaults(
             callbacks, max_time, enable_checkpointing, enable_progress_bar, enable_model_summary
         )
-        rank_zero_info(device_room.describe(found))
+        if any(device_room.available(kind) for kind in ("cuda", "mps")):
+            rank_zero_info(device_room.describe(found))
 
     # What the constructor makes
 
