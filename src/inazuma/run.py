@@ -150,7 +150,8 @@ class Run:
         """
         if not self.marks_windows:
             return
-        if self.progress.batch % self.limits.accumulate_grad_batches == 0 or self.has_validated:
+        opens = self.progress.batch % self.limits.accumulate_grad_batches == 0
+        if opens or self.has_validated or self.window is None:
             self.has_validated = False
             logbook = self.logbook.state_dict(self.training_results)
             buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
@@ -178,7 +179,9 @@ class Run:
         return self.progress if self.boundary is None or self.boundary.progress is None else self.boundary.progress
 
     def rng_state(self) -> dict[str, Any]:
-        return capture_rng() if self.boundary is None else self.boundary.rng
+        if self.boundary is not None:
+            return self.boundary.rng
+        return capture_rng() if self.resume is None else self.resume["rng"]
 
     def batches_state(self) -> dict[str, Any] | None:
         if self.boundary is not None and self.boundary.batches is not None:
@@ -200,6 +203,7 @@ class Run:
         """Take up the random generators of the run that is resumed, as the last thing before training goes on."""
         if self.resume is not None:
             restore_rng(self.resume["rng"])
+            self.resume = None
 
     def set_optimizers(self, optimizers: Sequence[Optimizer]) -> None:
         """Take these optimizers, and make the proxies whose `step` goes through precision and hooks."""
@@ -281,14 +285,13 @@ def assemble(
         log_hyperparameters: give the hyper-parameters of module and datamodule to the loggers.
     """
     hooks, module, datamodule, strategy = run.hooks, run.module, run.datamodule, run.strategy
-    stage = str(run.state.fn)
     check(run)
     for owner, base in ((datamodule, DataHooks), (module, DataHooks)):
         if owner is not None and overrides(owner, "prepare_data", base):
             hooks.call("prepare_data", owner.prepare_data)
     for logger in run.logbook.loggers:
         logger.experiment  # noqa: B018  # makes the run's folder, before anybody writes into it
-    hooks.fire("setup", stage)
+    hooks.fire("setup", run.state.fn)
     with run.precision.init_context():
         hooks.call("configure_model", module.configure_model)
     path, checkpoint = resume()

@@ -503,7 +503,7 @@ class Trainer:
         self.strategy.teardown()
         if run.is_fitting:
             run.hooks.fire("on_fit_end")
-        run.hooks.fire("teardown", str(self.state.fn))
+        run.hooks.fire("teardown", self.state.fn)
         for logger in self.loggers:
             logger.finalize("success")
         self.profiler.describe()

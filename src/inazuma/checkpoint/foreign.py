@@ -43,8 +43,6 @@ def to_loops(at: Progress, run: Run) -> dict[str, Any]:
         _counter(at.batch, completed=at.batch - open_batch),
         at.is_last_batch,
     )
-    closes = run.limits.closes_window(at.batch - 1, at.is_last_batch)
-    stepped = at.stepped_batches + int(at.next in (Next.VALIDATE, Next.COUNT) and closes)
     window = run.limits.accumulate_grad_batches
     steps_in_epoch = (at.batch + window - 1) // window if at.is_last_batch else at.batch // window
     automatic = at.step if run.is_automatic else 0
@@ -58,7 +56,7 @@ def to_loops(at: Progress, run: Run) -> dict[str, Any]:
     return {
         "fit_loop": {
             "state_dict": {"combined_loader": stateful} if any(s is not None for s in stateful) else {},
-            "epoch_loop.state_dict": {"_batches_that_stepped": stepped},
+            "epoch_loop.state_dict": {"_batches_that_stepped": at.stepped_batches},
             "epoch_loop.batch_progress": batches,
             "epoch_loop.scheduler_progress": _steps(at.schedule_steps, at.schedule_steps),
             "epoch_loop.automatic_optimization.state_dict": {},
@@ -89,11 +87,14 @@ def from_loops(loops: dict[str, Any], checkpoint: dict[str, Any], at: Progress, 
     epochs = loop["epoch_progress"]["current"]
     batches = loop["epoch_loop.batch_progress"]
     done, is_last = batches["current"]["processed"], batches["is_last_batch"]
-    is_open = done > batches["current"]["completed"]  # saved in on_train_batch_end
+    # Saved in on_train_batch_end, or in on_validation_end: the batch is not counted as stepped yet.
+    has_validated = loop["epoch_loop.val_loop.batch_progress"]["is_last_batch"]
+    is_uncounted = done > batches["current"]["completed"] or (has_validated and done == batches["current"]["ready"])
     at.step = checkpoint["global_step"]
     at.stepped_batches = loop["epoch_loop.state_dict"].get("_batches_that_stepped", 0)
     at.total_batches = batches["total"]["processed"]
-    if is_open and limits.closes_window(done - 1, is_last):
+    is_inside = epochs["ready"] > epochs["completed"] == epochs["processed"]
+    if is_inside and is_uncounted and limits.closes_window(done - 1, is_last):
         at.stepped_batches += 1
     at.epoch = epochs["processed"]
     if epochs["processed"] > epochs["completed"] or epochs["ready"] == epochs["completed"]:

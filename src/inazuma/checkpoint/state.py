@@ -148,7 +148,7 @@ def _restore_position(run: Run, checkpoint: dict[str, Any]) -> None:
                 "Update inazuma to resume from it; the weights can be loaded with `load_from_checkpoint`."
             )
         run.progress.load_state_dict(own["progress"])
-        if own["batches"] is not None and run.progress.next != Next.START_EPOCH:
+        if own["batches"] is not None:
             run.batches.load_state_dict(own["batches"])
         for name, parameter in run.module.named_parameters():
             if (gradient := own["gradients"].get(name)) is not None:

@@ -71,6 +71,10 @@ def _generators(loader: Any) -> list[torch.Generator]:
     return list(dict.fromkeys(generator for generator in found if isinstance(generator, torch.Generator)))
 
 
+def _states(loader: Any) -> list[Any]:
+    return [generator.get_state() for generator in _generators(loader)]
+
+
 class Batches:
     """The batches of a training epoch, and what is needed to enter the epoch in its middle."""
 
@@ -79,6 +83,7 @@ class Batches:
         # for each part: the batch at which it was (re)started in this epoch, and the random states it started from
         self.starts: dict[int, dict[str, Any]] = {}
         self.stateful: list[Any] = []  # positions that stateful loaders gave in the run that is resumed
+        self.own: dict[int, list[Any]] = {}  # where the generators of the parts were in the run that is resumed
         self._views: dict[int, Any] = {}
 
     def begin_epoch(self) -> None:
@@ -119,13 +124,16 @@ class Batches:
         """Start one part, or take it up where the run that is resumed was."""
         loader = self.loaders.parts[index]
         if start is None:
-            own = [generator.get_state() for generator in _generators(loader)]
+            for generator, state in zip(_generators(loader), self.own.pop(index, []), strict=False):
+                generator.set_state(state)
+            own = _states(loader)
             self.starts[index] = {"at": taken, "rng": capture_rng(), "own": own}
             stream: Iterator[Any] = iter(loader if len(self.loaders.parts) == 1 else self._noted(loader, index))
             return stream
         if is_stateful(loader) and len(self.stateful) > index and self.stateful[index] is not None:
             loader.load_state_dict(self.stateful[index])
             return iter(loader)
+        self.own.pop(index, None)  # follows from the start
         now = capture_rng()
         restore_rng(start["rng"])
         for generator, state in zip(_generators(loader), start["own"], strict=False):
@@ -150,10 +158,14 @@ class Batches:
     def state_dict(self) -> dict[str, Any]:
         parts = self.loaders.parts
         stateful = [part.state_dict() if is_stateful(part) else None for part in parts]
-        return {"starts": {index: dict(start) for index, start in self.starts.items()}, "stateful": stateful}
+        return {
+            "starts": {index: dict(start) for index, start in self.starts.items()},
+            "stateful": stateful,
+            "own": {index: _states(part) for index, part in enumerate(parts)},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.starts, self.stateful = dict(state["starts"]), list(state["stateful"])
+        self.starts, self.stateful, self.own = dict(state["starts"]), list(state["stateful"]), dict(state["own"])
 
 
 def _looking_ahead(stream: Iterator[Any], most: int | float) -> Iterator[tuple[Any, bool]]:
