@@ -146,7 +146,7 @@ def train_batch(run: Run, batch: Any, batch_idx: int) -> None:
     if not begin_batch(run, batch, batch_idx):
         return
     if batch is not None:
-        if optimizer is None or limits.skip_backward:
+        if optimizer is None:
             forward_backward()
         elif not limits.closes_window(batch_idx, at.is_last_batch):
             with run.strategy.no_sync():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -185,6 +186,7 @@ class StochasticWeightAveraging(Callback):
         self._average = self._scheduler = self._restored = self._refresh_epoch = None
         self._latest_update_epoch = -1
         self._momenta = {}
+        self._window: int | None = None  # the accumulation of the Trainer, while the refresh has its own
 
     def _check_optimizers(self, trainer: Trainer) -> None:
         if len(trainer.optimizers) != 1:
@@ -235,11 +237,16 @@ class StochasticWeightAveraging(Callback):
 
     def _replace_scheduler(self, trainer: Trainer) -> None:
         configs = trainer.lr_scheduler_configs
+        rates = [self._swa_lrs] if isinstance(self._swa_lrs, (int, float)) else self._swa_lrs
+        groups = trainer.optimizers[0].param_groups
+        for group, rate in zip(groups, rates * len(groups) if len(rates) == 1 else rates, strict=True):
+            group["initial_lr"] = rate  # the base rate that a checkpoint of Lightning's holds
         self._scheduler = SWALR(
             trainer.optimizers[0],
             swa_lr=self._swa_lrs,  # type: ignore[arg-type]  # torch takes a list, too
             anneal_epochs=self._annealing_epochs,
             anneal_strategy=self._annealing_strategy,  # type: ignore[arg-type]  # checked in __init__
+            last_epoch=(trainer.max_epochs or -1) if self._annealing_strategy == "cos" else -1,
         )
         if not configs:
             configs.append(LRSchedulerConfig(self._scheduler))
@@ -259,12 +266,18 @@ class StochasticWeightAveraging(Callback):
     def _begin_refresh(self, trainer: Trainer, module: nn.Module) -> None:
         """From here on batches only pass forward, and batch norm takes the plain mean over all of them."""
         trainer.fit_loop.skip_backward = True
+        module.zero_grad()  # the one step at the end of the epoch has nothing to apply
+        self._window = trainer.accumulate_grad_batches
+        if trainer.num_training_batches != math.inf:
+            trainer.accumulate_grad_batches = int(trainer.num_training_batches) + 1  # closed by the last batch alone
         for child in module.modules():
             if isinstance(child, _BatchNorm) and child.training and child not in self._momenta:
                 self._momenta[child], child.momentum = child.momentum, None  # one in eval mode is frozen: it stays
 
     def _end_refresh(self, trainer: Trainer) -> None:
         trainer.fit_loop.skip_backward = False
+        if self._window is not None:
+            trainer.accumulate_grad_batches, self._window = self._window, None
         for batch_norm, momentum in self._momenta.items():
             batch_norm.momentum = momentum
         self._momenta = {}

@@ -77,6 +77,7 @@ class WeightAveraging(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
+            pl_module.configure_model()  # here as well, so that the order of hooks is Lightning's
             self._forget()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

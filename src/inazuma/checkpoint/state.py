@@ -115,6 +115,7 @@ def restore_training(run: Run, checkpoint: dict[str, Any], path: Any) -> None:
     name = type(run.precision).__qualname__
     if name in checkpoint:
         run.precision.load_state_dict(checkpoint[name])
+    _restore_position(run, checkpoint)
     for key in ("optimizer_states", "lr_schedulers"):
         if key not in checkpoint:
             raise KeyError(
@@ -122,7 +123,6 @@ def restore_training(run: Run, checkpoint: dict[str, Any], path: Any) -> None:
                 "This is probably due to `ModelCheckpoint.save_weights_only` being set to `True`. Load it with "
                 "`load_from_checkpoint`, or pass it to validate, test or predict."
             )
-    _restore_position(run, checkpoint)
     limits, at = run.limits, run.progress
     if limits.max_epochs not in (None, -1) and at.epoch > limits.max_epochs:
         raise MisconfigurationException(
