@@ -6,6 +6,7 @@ import ast
 import difflib
 import functools
 import inspect
+import math
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -70,10 +71,46 @@ def check_barebones(arguments: dict[str, Any]) -> None:
             )
 
 
+def check_kinds(arguments: dict[str, Any]) -> None:
+    """Refuse switches that are neither on nor off (a text such as "no" would count as on), and a folder that is none.
+
+    Raises:
+        TypeError: such a value.
+    """
+    hints = {
+        "enable_checkpointing": "; callbacks go to `Trainer(callbacks=...)`",
+        "enable_progress_bar": "; callbacks go to `Trainer(callbacks=...)`",
+    }
+    for name in (
+        "enable_checkpointing",
+        "enable_progress_bar",
+        "enable_model_summary",
+        "benchmark",
+        "inference_mode",
+        "use_distributed_sampler",
+        "detect_anomaly",
+        "barebones",
+        "sync_batchnorm",
+        "enable_autolog_hparams",
+    ):
+        value = arguments[name]
+        if value is not None and not isinstance(value, int):
+            raise TypeError(f"Trainer({name}={value!r}) should be True or False{hints.get(name, '')}.")
+    if arguments["deterministic"] not in (None, True, False, "warn"):
+        raise TypeError(f"Trainer(deterministic={arguments['deterministic']!r}) should be True, False or 'warn'.")
+    folder = arguments["default_root_dir"]
+    if folder is not None and not isinstance(folder, (str, os.PathLike)):
+        raise TypeError(f"Trainer(default_root_dir={folder!r}) should be a path: a str or a `pathlib.Path`.")
+
+
 def clipping(value: Any, algorithm: Any) -> tuple[Any, str | None]:
     """The checked arguments of gradient clipping."""
     if value is not None and not isinstance(value, (int, float)):
         raise TypeError(f"`gradient_clip_val` should be an int or a float. Got {value!r}.")
+    if value is not None and math.isnan(value):
+        raise MisconfigurationException(
+            "Trainer(gradient_clip_val=nan) would make every gradient NaN. Give a number, or None not to clip."
+        )
     return value, None if algorithm is None else GradClipAlgorithmType.parse(algorithm).value
 
 

@@ -8,7 +8,7 @@ only place here that waits for the device).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -285,9 +285,14 @@ class Logbook:
         results = self.results
         if results is None:
             raise self._not_here(name)
+        if not isinstance(name, str):
+            raise TypeError(
+                f"`self.log({name!r}, ...)`: the name should be a str. The order is `self.log(name, value)`."
+            )
         hook = self.source.where
         entry = results.entries.get((hook, name, results.dataloader_idx))
         if entry is None or entry.asked != asked:
+            _check_batch_size(name, batch_size)
             entry = self._entry(results, name, asked, value, attribute_of)
         if results.last_hook != hook:
             if results.first_batch is not False:
@@ -330,8 +335,8 @@ class Logbook:
                 entry.metric = value
         elif entry.flags != flags:
             raise MisconfigurationException(
-                f"You called `self.log({name!r}, ...)` twice in `{hook}` with different arguments: first "
-                f"{entry.flags}, now {flags}. Log it under another name, or with the same arguments."
+                f"You called `self.log({name!r}, ...)` twice in `{hook}` with different arguments: "
+                f"{_differences(entry.flags, flags)}. Log it under another name, or with the same arguments."
             )
         entry.asked, entry.sync_group = asked, asked[7]
         return entry
@@ -363,7 +368,9 @@ class Logbook:
                 f"You called `self.log` with the key `{name}` but it should not contain information like "
                 "`dataloader_idx`: that is added for you. Pass add_dataloader_idx=False to choose the whole name."
             )
-        reduction = _REDUCTIONS.get(reduce_fx.lower() if isinstance(reduce_fx, str) else reduce_fx)
+        reduction = None
+        if isinstance(reduce_fx, Hashable):
+            reduction = _REDUCTIONS.get(reduce_fx.lower() if isinstance(reduce_fx, str) else reduce_fx)
         if reduction is None:
             raise MisconfigurationException(
                 "Only `self.log(..., reduce_fx={min,max,mean,sum})` are supported. If you need a custom reduction, log "
@@ -397,6 +404,11 @@ class Logbook:
                     f"`self.log({name!r}, {value})` was called, but the tensor must have a single element. Its shape "
                     f"is {list(value.shape)}: take its mean, or log the elements under names of their own."
                 )
+            if value.is_complex():
+                raise ValueError(
+                    f"`self.log({name!r}, {value})` was called with a complex number. Log `.abs()`, or its `.real` and "
+                    "`.imag` under names of their own."
+                )
             if not value.is_floating_point() and value.dtype is not torch.bool:
                 self._said.warn(
                     f"You called `self.log({name!r}, ...)` in your `{self.source.where}` but the value needs to be "
@@ -409,7 +421,7 @@ class Logbook:
                 value = value.to(torch.float32)
             scalar: Tensor = value.reshape(())
             return scalar
-        if hasattr(value, "item") and not isinstance(value, (str, bytes)):  # numpy's scalars
+        if getattr(value, "size", 1) == 1 and hasattr(value, "item"):  # numpy's scalars
             value = value.item()
         if isinstance(value, (bool, int, float)):
             return torch.full((), float(value), dtype=torch.float32, device=self.device)  # does not wait for the device
@@ -569,6 +581,22 @@ def as_numbers(metrics: dict[str, Any]) -> dict[str, float]:
 def _is_metric(value: Any) -> bool:
     """Whether `value` is a `torchmetrics.Metric`, found without importing torchmetrics."""
     return not isinstance(value, Tensor) and all(hasattr(value, n) for n in ("_forward_cache", "compute", "reset"))
+
+
+def _check_batch_size(name: str, batch_size: Any) -> None:
+    """Refuse, when a name is logged first, what cannot be a number of samples; a tensor is taken as it is."""
+    if batch_size is None or isinstance(batch_size, Tensor):
+        return
+    if not hasattr(batch_size, "__float__") or not float(batch_size) >= 0:  # NaN too
+        raise ValueError(
+            f"`self.log({name!r}, ..., batch_size={batch_size!r})`: the batch size should be the number of samples, at "
+            "least 0."
+        )
+
+
+def _differences(first: Flags, now: Flags) -> str:
+    changed = [name for name, value in vars(first).items() if value != getattr(now, name)]
+    return ", ".join(f"first {name}={getattr(first, name)!r}, now {getattr(now, name)!r}" for name in changed)
 
 
 def _unless_predict(hook: str) -> str:

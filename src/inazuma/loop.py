@@ -68,6 +68,7 @@ def fit(run: Run) -> None:
         return
     if run.validates and limits.validates_in_epoch(at.epoch):
         run.val.open(run, at.epoch)
+        run.check_dataloader_idx("validation", run.val)
     hooks.fire("on_train_start")
     run.restore_rng()
     while at.next != Next.START_EPOCH or not limits.training_done(at):
@@ -129,11 +130,12 @@ def train_batch(run: Run, batch: Any, batch_idx: int) -> None:
         outer, hooks.where = hooks.where, "training_step"
         with run.forward_context():
             output = run.training_step(batch, batch_idx) if run.takes_batch_idx else run.training_step(batch)
-        hooks.where = outer
         if optimizer is None:  # manual optimization: all the rest happens in training_step
             outputs = as_outputs(run, output)
+            hooks.where = outer
             return None
         loss, outputs = as_loss(run, output, window)
+        hooks.where = outer
         if limits.skip_backward:
             return loss
         if batch_idx % window == 0:
@@ -219,6 +221,11 @@ def as_loss(run: Run, output: Any, window: int) -> tuple[Tensor | None, dict[str
             "have a grad_fn, so there is nothing to learn from it. Was it detached, computed under `torch.no_grad()`, "
             "or are all parameters frozen?"
         )
+    if loss.numel() != 1 and run.checks_grad:
+        raise RuntimeError(
+            f"The loss that `{type(run.module).__name__}.training_step` returned has the shape {list(loss.shape)}, but "
+            "grad can be implicitly created only for scalar outputs. Reduce it first, for example with `.mean()`."
+        )
     if window != 1:
         loss = loss / window
     outputs["loss"] = loss.detach()
@@ -244,9 +251,10 @@ def as_outputs(run: Run, output: Any) -> dict[str, Any]:
 
 
 def _describe(output: Any) -> str:
-    return (
-        f"a dict with the keys {list(output)}" if isinstance(output, dict) else f"{output!r} ({type(output).__name__})"
-    )
+    if not isinstance(output, dict):
+        return f"{output!r} ({type(output).__name__})"
+    of_loss = f", where 'loss' is {_describe(output['loss'])}" if "loss" in output else ""
+    return f"a dict with the keys {list(output)}{of_loss}"
 
 
 def backward(run: Run, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -326,7 +334,12 @@ def after_batch(run: Run) -> None:
 def end_short_epoch(run: Run) -> None:
     """The loader ended before the length it gave, or gave nothing at all: do what the last batch would have done."""
     at = run.progress
-    if at.batch:
+    if not at.batch:
+        run.warn_once(
+            f"The train loader of `{run.train.name}` gave no batch in epoch {at.epoch}: nothing was trained. "
+            "Is its dataset empty, or an iterator that is used up?"
+        )
+    else:
         rank_zero_warn(
             f"The train loader gave {at.batch} batches in epoch {at.epoch}, but its length says "
             f"{run.train.num_batches}. The epoch ends here."

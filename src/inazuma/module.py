@@ -534,6 +534,11 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
         rank_zero_only: bool = False,
     ) -> None:
         """Log a dict of values, or a torchmetrics.MetricCollection; arguments as in `log`."""
+        if not hasattr(dictionary, "items"):
+            raise TypeError(
+                f"`self.log_dict({dictionary!r})` needs a dict of names and values. A single value goes to "
+                "`self.log(name, value)`."
+            )
         items = dictionary.items(keep_base=False) if hasattr(dictionary, "add_metrics") else dictionary.items()  # type: ignore[call-arg]
         for name, value in items:
             self.log(

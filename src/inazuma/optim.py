@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -163,6 +164,8 @@ def _outline(value: Any) -> str:
         return f"[{items}]" if isinstance(value, list) else f"({items})"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key!r}: {_outline(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
     return repr(value) if isinstance(value, (str, int, float)) else type(value).__name__
 
 
@@ -183,6 +186,11 @@ def _scheduler_config(scheduler: Any, monitor: str | None) -> LRSchedulerConfig:
             else "`configure_optimizers` must include a monitor when a `ReduceLROnPlateau` scheduler is used: the "
             'scheduler steps on a metric. Return {"optimizer": optimizer, "lr_scheduler": scheduler, '
             '"monitor": "val_loss"}, with the name of something that you log.'
+        )
+    if config.monitor is not None and not isinstance(config.monitor, str):
+        raise MisconfigurationException(
+            f'The "monitor" of the lr scheduler `{type(config.scheduler).__name__}` should be the name of a metric, as '
+            f"in `self.log(name, value)`, but is {config.monitor!r}."
         )
     if isinstance(config.scheduler, OneCycleLR) and config.interval == "epoch":
         rank_zero_warn(
@@ -235,6 +243,11 @@ def _from_dict(given: Mapping[str, Any], reduce_on_plateau: bool) -> LRScheduler
 def _check_scheduler(module: LightningModule, config: LRSchedulerConfig, optimizers: list[Optimizer]) -> None:
     scheduler = config.scheduler
     name = type(scheduler).__name__
+    if isinstance(scheduler, type):
+        raise TypeError(
+            f"The lr scheduler is the class `{scheduler.__name__}`: `{_where(module)}` must make an instance of it, "
+            f"`{scheduler.__name__}(optimizer, ...)`."
+        )
     if not (hasattr(scheduler, "state_dict") and hasattr(scheduler, "load_state_dict")):
         raise TypeError(
             f"The provided lr scheduler `{name}` is invalid: without `state_dict` and `load_state_dict` it cannot be "
@@ -263,6 +276,11 @@ def _steps_schedulers_itself(module: LightningModule) -> bool:
     return len(definitions) > 1 or "lr_scheduler_step" in vars(module)
 
 
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
 def monitored_metric(config: LRSchedulerConfig, metrics: Mapping[str, Any]) -> Any:
     """The value that a `reduce_on_plateau` scheduler steps on, or None when it is to be skipped.
 
@@ -276,8 +294,8 @@ def monitored_metric(config: LRSchedulerConfig, metrics: Mapping[str, Any]) -> A
     if config.strict:
         raise MisconfigurationException(
             f"{name} conditioned on metric {config.monitor} which is not available. Available metrics are: "
-            f'{list(metrics)}. Log it with `self.log({config.monitor!r}, ...)`, or set "strict": False in the lr '
-            "scheduler dict to skip the scheduler while the metric is missing."
+            f"{list(metrics)}.{_did_you_mean(config.monitor, metrics)} Log it with `self.log({config.monitor!r}, ...)`"
+            ', or set "strict": False in the lr scheduler dict to skip the scheduler while the metric is missing.'
         )
     rank_zero_warn(
         f"{name} conditioned on metric {config.monitor} which is not available but strict is set to False, so the "

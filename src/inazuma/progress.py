@@ -112,6 +112,19 @@ def length_of(loader: object) -> int | float:
         return math.inf
 
 
+# Arguments of the Trainer that are counts: the least value, and what more there is to say.
+_COUNTS = (
+    ("max_epochs", -1, " (-1 means no limit)"),
+    ("max_steps", -1, " (-1 means no limit)"),
+    ("min_epochs", 0, ""),
+    ("min_steps", 0, ""),
+    ("log_every_n_steps", 0, " (0 means never)"),
+    ("accumulate_grad_batches", 1, "; `GradientAccumulationScheduler` takes another number for each epoch"),
+    ("reload_dataloaders_every_n_epochs", 0, ""),
+)
+_MAY_BE_NONE = ("max_epochs", "min_epochs", "min_steps")
+
+
 @dataclass
 class Limits:
     """When to stop, step, validate and log: the Trainer's arguments on time, checked, in one place.
@@ -161,31 +174,37 @@ class Limits:
             self._set_fast_dev_run(int(self.fast_dev_run))
 
     def _check_counts(self) -> None:
-        for name, least in (("max_epochs", -1), ("max_steps", -1), ("reload_dataloaders_every_n_epochs", 0)):
+        for name, least, hint in _COUNTS:
             value = getattr(self, name)
-            if name == "max_epochs" and value is None:
+            if value is None and name in _MAY_BE_NONE:
                 continue
             if not isinstance(value, int) or value < least:
-                meaning = " (-1 means no limit)" if least == -1 else ""
                 raise MisconfigurationException(
-                    f"Trainer({name}={value!r}) should be an int of at least {least}{meaning}."
+                    f"Trainer({name}={value!r}) should be an int of at least {least}{hint}."
                 )
         if not isinstance(self.fast_dev_run, (bool, int)) or self.fast_dev_run < 0:
             raise MisconfigurationException(
                 f"Trainer(fast_dev_run={self.fast_dev_run!r}) should be a bool or the number of batches to run, >= 0."
             )
-        if self.num_sanity_val_steps == -1:
+        sanity = self.num_sanity_val_steps
+        if sanity == -1:
             self.num_sanity_val_steps = math.inf
-        every = self.check_val_every_n_epoch
-        if every is not None and not isinstance(every, int):
+        elif sanity != math.inf and not (isinstance(sanity, int) and sanity >= 0):
             raise MisconfigurationException(
-                f"Trainer(check_val_every_n_epoch={every!r}) should be an int, or None to count batches across epochs."
+                f"Trainer(num_sanity_val_steps={sanity!r}) should be the number of validation batches before training: "
+                "an int of at least 0, or -1 for all."
+            )
+        every = self.check_val_every_n_epoch
+        if every is not None and not (isinstance(every, int) and every >= 1):
+            raise MisconfigurationException(
+                f"Trainer(check_val_every_n_epoch={every!r}) should be an int of at least 1, or None to count batches "
+                "across epochs. limit_val_batches=0 switches validation off."
             )
 
     def _set_validation_interval(self) -> None:
         interval = self.val_check_interval
         if isinstance(interval, (str, timedelta, dict)):
-            self.val_time_interval_s = parse_duration(interval).total_seconds()
+            self.val_time_interval_s = parse_duration(interval, "Trainer(val_check_interval=...)").total_seconds()
             return
         if self.check_val_every_n_epoch is None and isinstance(interval, float):
             raise MisconfigurationException(

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from inazuma import devices as device_room
 from inazuma import files, loop
-from inazuma.arguments import check_barebones, clipping, set_determinism, split_plugins, with_environment
+from inazuma.arguments import check_barebones, check_kinds, clipping, set_determinism, split_plugins, with_environment
 from inazuma.callbacks.callback import Callback
 from inazuma.callbacks.checkpoint import Checkpoint
 from inazuma.callbacks.defaults import with_defaults, with_module_callbacks
@@ -191,6 +191,7 @@ class Trainer:
                 f"Trainer(model_registry={model_registry!r}): inazuma has no model registry. Save checkpoints to a "
                 "path or URL with `ModelCheckpoint(dirpath=...)`."
             )
+        check_kinds(locals())
         self.barebones = barebones
         if barebones:
             check_barebones(locals())
@@ -429,12 +430,16 @@ class Trainer:
         if isinstance(original := getattr(model, "_orig_mod", None), LightningModule):
             return _with_compiled_steps(original, model)
         if not isinstance(model, LightningModule):
-            hint = ""
+            hint = f" It is the class: make an instance, `{model.__name__}(...)`." if isinstance(model, type) else ""
             if any(base.__name__ == "LightningModule" for base in type(model).__mro__):
                 hint = " It is a LightningModule of another package: import all of them from one."
             raise TypeError(
                 "`model` must be a `LightningModule` or `torch._dynamo.OptimizedModule`, "
                 f"got `{type(model).__qualname__}`.{hint}"
+            )
+        if "_modules" not in vars(model):
+            raise MisconfigurationException(
+                f"`{type(model).__qualname__}.__init__` does not call `super().__init__()`: put it in its first line."
             )
         return model
 
@@ -947,7 +952,11 @@ def _split_datamodule(
         if not isinstance(datamodule, LightningDataModule):
             raise TypeError(
                 f"`trainer.{fn}(datamodule=...)` needs a LightningDataModule, got `{type(datamodule).__qualname__}`. "
-                "Loaders go into the other arguments."
+                + (
+                    f"It is the class: make an instance, `{datamodule.__name__}(...)`."
+                    if isinstance(datamodule, type)
+                    else "Loaders go into the other arguments."
+                )
             )
         if any(loaders is not None for loaders in given.values()):
             names = "train_dataloader` or `val_dataloaders" if fn is TrainerFn.FITTING else "dataloaders"

@@ -11,6 +11,7 @@ from inazuma.callbacks.model_checkpoint import ModelCheckpoint
 from inazuma.callbacks.model_summary import ModelSummary, default_model_summary
 from inazuma.callbacks.progress import ProgressBar, default_progress_bar
 from inazuma.callbacks.timer import Timer
+from inazuma.duration import parse_duration
 from inazuma.errors import MisconfigurationException
 from inazuma.hooks import overrides
 from inazuma.ranks import rank_zero_info
@@ -27,6 +28,11 @@ def with_defaults(
     enable_model_summary: bool | None,
 ) -> list[Callback]:
     """The user's callbacks and those that the Trainer's arguments add, in order."""
+    if callbacks is not None and not isinstance(callbacks, (Callback, list, tuple)):
+        hint = (
+            f" It is the class: give an instance, `{callbacks.__name__}(...)`." if isinstance(callbacks, type) else ""
+        )
+        raise TypeError(f"Trainer(callbacks={callbacks!r}) is neither a `Callback` nor a list of them.{hint}")
     own = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
     _check_state_keys(own)
     _refuse_contradiction(own, Checkpoint, "enable_checkpointing", enable_checkpointing)
@@ -42,7 +48,7 @@ def with_defaults(
         if any(isinstance(callback, Timer) for callback in own):
             rank_zero_info("Ignoring `Trainer(max_time=...)`, callbacks list already contains a Timer.")
         else:
-            own.append(Timer(duration=max_time, interval="step"))
+            own.append(Timer(duration=parse_duration(max_time, "Trainer(max_time=...)"), interval="step"))
     if enable_progress_bar is not False and not bars:
         bars = [default_progress_bar()]
         own.append(bars[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from inazuma.callbacks.callback import Callback
-from inazuma.callbacks.monitor import check_mode, epoch_end_sees_all, missing_metric
+from inazuma.callbacks.monitor import check_mode, check_monitor, epoch_end_sees_all, missing_metric
+from inazuma.errors import MisconfigurationException
 from inazuma.ranks import log, rank_prefixed_message, rank_zero_warn
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ class EarlyStopping(Callback):
         log_rank_zero_only: only rank 0 tells why it stops. False: each rank tells.
 
     Raises:
-        MisconfigurationException: `mode` is neither "min" nor "max".
+        MisconfigurationException: `mode` is neither "min" nor "max", or an argument is not of its kind.
         RuntimeError: at a check, `strict` and the metric was not logged.
     """
 
@@ -75,6 +77,17 @@ class EarlyStopping(Callback):
     ) -> None:
         super().__init__()
         check_mode("EarlyStopping", mode)
+        check_monitor("EarlyStopping", monitor)
+        for name, value in (
+            ("patience", patience),
+            ("min_delta", min_delta),
+            ("stopping_threshold", stopping_threshold),
+            ("divergence_threshold", divergence_threshold),
+        ):
+            if value is None and name.endswith("threshold"):
+                continue
+            if not isinstance(value, (int, float)) or math.isnan(value):
+                raise MisconfigurationException(f"EarlyStopping({name}={value!r}) should be a number.")
         self.monitor = monitor
         self.min_delta = min_delta
         self.patience = patience

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from inazuma import files
 from inazuma.callbacks.checkpoint import Checkpoint
-from inazuma.callbacks.monitor import check_mode, epoch_end_sees_all, missing_metric
+from inazuma.callbacks.monitor import check_mode, check_monitor, epoch_end_sees_all, missing_metric
 from inazuma.errors import MisconfigurationException
 from inazuma.ranks import WarningCache, rank_zero_info, rank_zero_warn
 
@@ -579,9 +579,11 @@ def _as_floats(scores: Mapping[str, Tensor]) -> dict[str, float]:
 
 def _check_arguments(monitor: str | None, save_last: object, save_top_k: int, mode: str) -> None:
     check_mode("ModelCheckpoint", mode)
-    if save_top_k < -1:
+    if monitor is not None:
+        check_monitor("ModelCheckpoint", monitor)
+    if not isinstance(save_top_k, int) or save_top_k < -1:
         raise MisconfigurationException(
-            f"ModelCheckpoint(save_top_k={save_top_k}) should be at least 0, the number of files to keep, "
+            f"ModelCheckpoint(save_top_k={save_top_k!r}) should be at least 0, the number of files to keep, "
             "or -1 to keep all."
         )
     if monitor is None and save_top_k > 1:
@@ -597,8 +599,15 @@ def _check_triggers(
     every_n_train_steps: int | None, train_time_interval: timedelta | None, every_n_epochs: int | None
 ) -> None:
     for name, value in (("every_n_train_steps", every_n_train_steps), ("every_n_epochs", every_n_epochs)):
-        if value is not None and value < 0:
-            raise MisconfigurationException(f"ModelCheckpoint({name}={value}) should be at least 0, where 0 is never.")
+        if value is not None and not (isinstance(value, int) and value >= 0):
+            raise MisconfigurationException(
+                f"ModelCheckpoint({name}={value!r}) should be at least 0, where 0 is never."
+            )
+    if not isinstance(train_time_interval, (timedelta, type(None))):
+        raise MisconfigurationException(
+            f"ModelCheckpoint(train_time_interval={train_time_interval!r}) should be a `datetime.timedelta`, as in "
+            "timedelta(minutes=30)."
+        )
     if bool(every_n_train_steps) + (train_time_interval is not None) + bool(every_n_epochs) > 1:
         raise MisconfigurationException(
             f"ModelCheckpoint(every_n_train_steps={every_n_train_steps!r}, every_n_epochs={every_n_epochs!r}, "

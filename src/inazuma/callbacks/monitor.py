@@ -24,6 +24,18 @@ def check_mode(callback: str, mode: str) -> None:
         )
 
 
+def check_monitor(callback: str, monitor: object) -> None:
+    """Refuse a `monitor` that cannot be the name of a metric.
+
+    Raises:
+        MisconfigurationException: no text.
+    """
+    if not isinstance(monitor, str) or not monitor:
+        raise MisconfigurationException(
+            f"{callback}(monitor={monitor!r}) should be the name of a metric, as in `self.log(name, value)`."
+        )
+
+
 def missing_metric(callback: str, monitor: str, known: Iterable[str]) -> str:
     """The sentences that say that `monitor` was not logged, and what was: names like it first."""
     names = sorted(known)

@@ -49,7 +49,7 @@ class Timer(Callback):
                 f"Unsupported parameter value `Timer(interval={interval!r})`. "
                 f"Possible choices are: {', '.join(word.value for word in Interval)}."
             )
-        self._duration_s = None if duration is None else parse_duration(duration).total_seconds()
+        self._duration_s = None if duration is None else parse_duration(duration, "Timer(duration=...)").total_seconds()
         self._interval = Interval(interval)
         self._verbose = verbose
         self._start_s: dict[str, float] = {}  # monotonic clock, by stage

@@ -121,9 +121,13 @@ class Loaders:
 
     def _ready(self, loader: Any, run: Run) -> Any:
         """Check one loader, and adapt it where the Trainer's arguments ask for it."""
-        if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
+        cannot_be_walked = not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__")
+        if cannot_be_walked or isinstance(loader, (str, bytes, type)):
+            problem = "is a class, not an instance of it" if isinstance(loader, type) else "cannot be iterated"
+            if isinstance(loader, (str, bytes)):
+                problem = "is a text, not data"
             raise TypeError(
-                f"An invalid dataloader was given by `{self.name}`: {loader!r} cannot be iterated. "
+                f"An invalid dataloader was given by `{self.name}`: {loader!r} {problem}. "
                 "Give a DataLoader, any other iterable of batches, or a collection of them."
             )
         if not isinstance(loader, DataLoader):

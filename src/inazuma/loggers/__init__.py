@@ -40,8 +40,13 @@ def select(logger: Logger | Iterable[Logger] | bool | None, save_dir: PathLike, 
     """The loggers that `Trainer(logger=...)` asks for; in a `fast_dev_run` one that writes nothing in their place.
 
     Raises:
-        TypeError: something in the list is no logger.
+        TypeError: no logger, or something in the list is none.
     """
+    if isinstance(logger, (str, type)) or not isinstance(logger, (Logger, Iterable, bool, type(None))):
+        raise TypeError(
+            f"Trainer(logger={logger!r}) is no `inazuma.loggers.Logger`. Give an instance such as `CSVLogger('logs')`, "
+            "several in a list, True for the default one or False for none."
+        )
     if logger is None or logger is True:
         made = [default_logger(save_dir, version=os.environ.get("SLURM_JOB_ID"))]
     elif logger is False:
@@ -50,5 +55,8 @@ def select(logger: Logger | Iterable[Logger] | bool | None, save_dir: PathLike, 
         made = [logger] if isinstance(logger, Logger) else list(logger)
     for each in made:
         if not isinstance(each, Logger):
-            raise TypeError(f"Trainer(logger=...): {each!r} is no `inazuma.loggers.Logger`.")
+            raise TypeError(
+                f"Trainer(logger=...): {each!r} is no `inazuma.loggers.Logger`. Give instances, such as "
+                "`CSVLogger('logs')`."
+            )
     return [DummyLogger()] if made and fast_dev_run else made
