@@ -76,6 +76,7 @@ def check_kinds(arguments: dict[str, Any]) -> None:
 
     Raises:
         TypeError: such a value.
+        NotADirectoryError: the folder is a file.
     """
     hints = {
         "enable_checkpointing": "; callbacks go to `Trainer(callbacks=...)`",
@@ -101,12 +102,19 @@ def check_kinds(arguments: dict[str, Any]) -> None:
     folder = arguments["default_root_dir"]
     if folder is not None and not isinstance(folder, (str, os.PathLike)):
         raise TypeError(f"Trainer(default_root_dir={folder!r}) should be a path: a str or a `pathlib.Path`.")
+    if folder is not None and os.path.isfile(folder):
+        raise NotADirectoryError(f"Trainer(default_root_dir={folder!r}) is a file. Give a directory.")
 
 
 def clipping(value: Any, algorithm: Any) -> tuple[Any, str | None]:
     """The checked arguments of gradient clipping."""
     if value is not None and not isinstance(value, (int, float)):
         raise TypeError(f"`gradient_clip_val` should be an int or a float. Got {value!r}.")
+    if value is not None and value < 0:
+        raise MisconfigurationException(
+            f"Trainer(gradient_clip_val={value!r}): gradients cannot be clipped to a negative norm or value. "
+            "Give a positive number, or None to not clip."
+        )
     if value is not None and math.isnan(value):
         raise MisconfigurationException(
             "Trainer(gradient_clip_val=nan) would make every gradient NaN. Give a number, or None not to clip."

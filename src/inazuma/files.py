@@ -11,7 +11,7 @@ import socket
 import struct
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
@@ -235,10 +235,13 @@ def load(
 
     Raises:
         FileNotFoundError: there is no file.
+        TypeError: `path` is none of these.
         CheckpointError: the file is damaged, or not a checkpoint.
         pickle.UnpicklingError: `weights_only` refused the file; the message says what it found and how to go on.
     """
     if not isinstance(path, (str, os.PathLike)):
+        if not hasattr(path, "seek"):
+            raise TypeError(f"A checkpoint is a path, an address or an open binary file, not {path!r}.")
         return _read(path, "the open file", map_location, weights_only is not False)
     name = os.fspath(path)
     if name.startswith(("http://", "https://")):
@@ -253,6 +256,24 @@ def load(
         raise CheckpointError(f"{name} is a directory, not a checkpoint file. Name a file in it.")
     with open_for_reading(path) as file:
         return _read(file, name, map_location, weights_only is not False)
+
+
+def weights_of(checkpoint: Mapping[str, Any], name: object) -> dict[str, Any]:
+    """The weights in the checkpoint of a module, read from a file of this name.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    state = checkpoint.get("state_dict")
+    if isinstance(state, Mapping):
+        return state  # type: ignore[return-value]  # an OrderedDict in files of Lightning
+    hint = ""
+    if checkpoint and all(isinstance(value, torch.Tensor) for value in checkpoint.values()):
+        hint = " It seems to be a bare state_dict: `module.load_state_dict(torch.load(path))` loads it."
+    raise CheckpointError(
+        f"{name} is not a checkpoint of a module: it has no weights under 'state_dict', only "
+        f"{list(checkpoint)[:8]}.{hint}"
+    )
 
 
 def open_for_reading(path: PathLike) -> IO[bytes]:

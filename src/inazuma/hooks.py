@@ -12,11 +12,15 @@ Who overrides what is found out once, when a run is assembled: an event that nob
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from inazuma.callbacks.callback import Callback
+from inazuma.errors import PossibleUserWarning
+from inazuma.ranks import rank_zero_warn
 
 if TYPE_CHECKING:
     from inazuma.datamodule import LightningDataModule
@@ -49,6 +53,80 @@ def overrides(hearer: object, method: str, base: type) -> bool:
     """Whether `hearer` has its own `method`: in its class, on the instance, or because it is not a `base` at all."""
     own = getattr(hearer, method, None)
     return own is not None and getattr(own, "__func__", own) is not getattr(base, method, None)
+
+
+def check_call(hearer: object, name: str, *calls: Sequence[str]) -> None:
+    """Refuse a method that cannot take the arguments that it will be called with.
+
+    Args:
+        hearer: whose method.
+        name: of the method.
+        calls: the names of the positional arguments, for each way in which it may be called.
+
+    Raises:
+        TypeError: it takes none of them.
+    """
+    own = _signature(getattr(hearer, name))
+    if own is None:
+        return
+    reason = ""
+    for arguments in reversed(calls):
+        try:
+            own.bind(*arguments)
+        except TypeError as error:
+            reason = str(error)
+        else:
+            return
+    expected = ", ".join(("self", *calls[0]))
+    raise TypeError(
+        f"`{type(hearer).__name__}.{name}{own}` cannot be called as `{name}({', '.join(calls[0])})`: {reason}. "
+        f"Write `def {name}({expected})`."
+    )
+
+
+def check_hooks(hearer: object, base: type, names: Iterable[str]) -> None:
+    """Refuse hooks whose parameters do not fit those of `base`, as in programs for old versions; warn of misspelt ones.
+
+    Args:
+        hearer: a module, a datamodule or a callback.
+        base: the class that declares its hooks.
+        names: the hooks that will be called.
+
+    Raises:
+        TypeError: a hook cannot be called; before any work, and not in the middle of an epoch.
+    """
+    for name in names:
+        if hasattr(base, name) and overrides(hearer, name, base):
+            declared = inspect.signature(getattr(base, name)).parameters.values()
+            positional = [p for p in declared if p.kind is p.POSITIONAL_OR_KEYWORD][1:]
+            required = [p.name for p in positional if p.default is p.empty]
+            check_call(hearer, name, [p.name for p in positional], required)
+    known = [name for name in dir(base) if name.startswith("on_")]
+    for name in dict.fromkeys(name for kind in _users_classes(hearer) for name in vars(kind)):
+        if not name.startswith("on_") or hasattr(base, name) or mentions(hearer, name):
+            continue
+        if near := difflib.get_close_matches(name, known, 1, cutoff=0.9):
+            rank_zero_warn(
+                f"`{type(hearer).__name__}.{name}` is no hook and nothing calls it. Did you mean `{near[0]}`?",
+                category=PossibleUserWarning,
+            )
+
+
+def _signature(method: Callable[..., Any]) -> inspect.Signature | None:
+    try:
+        return inspect.signature(method)
+    except (TypeError, ValueError):  # written in C, it does not say
+        return None
+
+
+def _users_classes(hearer: object) -> list[type]:
+    return [kind for kind in type(hearer).__mro__ if not kind.__module__.startswith(("inazuma.", "torch.", "builtins"))]
+
+
+def mentions(hearer: object, name: str) -> bool:
+    """Whether a method of this object's class, or of a base that is not ours, uses `name`."""
+    codes = [getattr(method, "__code__", None) for kind in _users_classes(hearer) for method in vars(kind).values()]
+    return any(code is not None and name in code.co_names for code in codes)
 
 
 def timed(profiler: Profiler, action: str, call: Callable[..., Any]) -> Callable[..., Any]:

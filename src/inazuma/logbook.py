@@ -291,7 +291,7 @@ class Logbook:
             )
         hook = self.source.where
         entry = results.entries.get((hook, name, results.dataloader_idx))
-        if entry is None or entry.asked != asked:
+        if entry is None or entry.asked != asked or (entry.metric is not None and entry.metric is not value):
             _check_batch_size(name, batch_size)
             entry = self._entry(results, name, asked, value, attribute_of)
         if results.last_hook != hook:
@@ -338,6 +338,8 @@ class Logbook:
                 f"You called `self.log({name!r}, ...)` twice in `{hook}` with different arguments: "
                 f"{_differences(entry.flags, flags)}. Log it under another name, or with the same arguments."
             )
+        elif is_metric:
+            entry.metric = value  # made anew by the user
         entry.asked, entry.sync_group = asked, asked[7]
         return entry
 
@@ -546,7 +548,7 @@ class Logbook:
                     "weight": entry.weight,
                     "computed": entry.computed,
                 },
-                "is_metric": entry.metric is not None,
+                "metric": None if entry.metric is None else _metric_state(entry.metric),
             }
             for key, entry in training.entries.items()
         ]
@@ -563,10 +565,11 @@ class Logbook:
         for item in state["entries"]:
             hook, name, idx = item["key"]
             entry = training.entries[hook, name, idx] = Entry(hook, name, idx, Flags(**item["flags"]))
-            entry.__dict__.update(item["values"])
+            entry.__dict__.update({n: _to(value, self.device) for n, value in item["values"].items()})
             training.logs_steps |= entry.on_step and entry.flags.logger
-            if item["is_metric"]:
+            if item["metric"] is not None:
                 entry.metric = metric_at(item["flags"]["metric_attribute"])
+                entry.metric.__dict__.update({n: _to(value, self.device) for n, value in item["metric"].items()})
         training.__dict__.update(state["moment"])
         self.callback, self.logged, self.progress_bar = (
             dict(state["shown"][name]) for name in ("callback", "logged", "progress_bar")
@@ -574,8 +577,27 @@ class Logbook:
 
 
 def as_numbers(metrics: dict[str, Any]) -> dict[str, float]:
-    """Tensors to Python numbers. Waits for the device: the one place of logging that does."""
-    return {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
+    """Tensors to Python numbers. Waits for the device, once: the one place of logging that does."""
+    tensors = {name: value for name, value in metrics.items() if isinstance(value, Tensor)}
+    if len({(value.dtype, value.device, value.shape) for value in tensors.values()}) == 1:
+        return {**metrics, **dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True))}
+    return {**metrics, **{name: value.item() for name, value in tensors.items()}}
+
+
+def _metric_state(metric: Metric) -> dict[str, Any]:
+    """The running sums of a `torchmetrics.Metric`, which its own `state_dict` leaves out."""
+    sums = {name: getattr(metric, name) for name in getattr(metric, "_defaults", {})}
+    copied = {
+        name: [item.clone() for item in value] if isinstance(value, list) else value.clone()
+        for name, value in sums.items()
+    }
+    return {**copied, "_update_count": getattr(metric, "_update_count", 0)}
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    if isinstance(value, list):
+        return [_to(item, device) for item in value]
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def _is_metric(value: Any) -> bool:

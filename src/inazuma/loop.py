@@ -119,7 +119,6 @@ def train_epoch(run: Run) -> None:
 def train_batch(run: Run, batch: Any, batch_idx: int) -> None:
     """Forward, backward, clip, step: the step is made where an accumulation window closes."""
     at, hooks, module, limits = run.progress, run.hooks, run.module, run.limits
-    window = limits.accumulate_grad_batches
     optimizer = run.optimizers[0] if run.is_automatic else None
     outputs: dict[str, Any] | None = None
     was_run = False
@@ -147,6 +146,7 @@ def train_batch(run: Run, batch: Any, batch_idx: int) -> None:
 
     if not begin_batch(run, batch, batch_idx):
         return
+    window = limits.accumulate_grad_batches
     if batch is not None:
         if optimizer is None:
             forward_backward()
@@ -173,12 +173,14 @@ def train_batch(run: Run, batch: Any, batch_idx: int) -> None:
 def begin_batch(run: Run, batch: Any, batch_idx: int) -> bool:
     """Tell that a batch begins. Returns False when the module ends the epoch instead."""
     at = run.progress
+    run.is_inside_batch = True
     run.logbook.begin_batch(batch)
     if batch is None:
         run.warn_once("train_dataloader yielded None. If this was on purpose, ignore this warning...")
     elif run.hooks.fire("on_train_batch_start", batch, batch_idx) == -1:
-        at.is_last_batch, at.next = True, Next.END_EPOCH
+        at.is_last_batch, at.next, run.is_inside_batch, run.boundary = True, Next.END_EPOCH, False, None
         at.total_batches += 1
+        run.logbook.end_batch()
         step_schedulers(run, "step")
         step_schedulers(run, "epoch")
         return False
@@ -194,7 +196,11 @@ def finish_batch(run: Run, outputs: Any, batch: Any, batch_idx: int) -> None:
             step_schedulers(run, "step")
         if at.is_last_batch:
             step_schedulers(run, "epoch")
-    at.next, run.boundary = Next.REPORT, None  # before the event: a checkpoint saved in it must know
+    at.next, run.is_inside_batch, run.boundary = (
+        Next.REPORT,
+        False,
+        None,
+    )  # before the event: a checkpoint saved in it must know
     run.hooks.fire("on_train_batch_end", outputs, batch, batch_idx)
     run.logbook.end_batch()
 
@@ -271,13 +277,14 @@ def backward(run: Run, loss: Tensor, *args: Any, **kwargs: Any) -> None:
 def before_step(run: Run, optimizer: Optimizer) -> None:
     """What happens to true gradients before the weights change: the event, and clipping."""
     run.hooks.fire("on_before_optimizer_step", optimizer)
-    if run.clips:
+    limits = run.limits
+    if run.overrides_clipping or limits.gradient_clip_val:
         run.hooks.call(
             "configure_gradient_clipping",
             run.module.configure_gradient_clipping,
             optimizer,
-            run.gradient_clip_val,
-            run.gradient_clip_algorithm,
+            limits.gradient_clip_val,
+            limits.gradient_clip_algorithm,
         )
 
 
@@ -318,7 +325,7 @@ def after_batch(run: Run) -> None:
         at.next = Next.VALIDATE
     if at.next == Next.VALIDATE:
         if run.validates and limits.validation_due(at):
-            validate(run, clear_gradients=closes)
+            validate(run, then=Next.COUNT, clear_gradients=closes)
         at.next = Next.COUNT
     if closes:
         if run.schedulers:
@@ -332,23 +339,25 @@ def after_batch(run: Run) -> None:
 
 
 def end_short_epoch(run: Run) -> None:
-    """The loader ended before the length it gave, or gave nothing at all: do what the last batch would have done."""
+    """The loader ended before the length it gave: do what was left for the last batch.
+
+    Raises:
+        MisconfigurationException: it gave nothing at all.
+    """
     at = run.progress
     if not at.batch:
-        run.warn_once(
-            f"The train loader of `{run.train.name}` gave no batch in epoch {at.epoch}: nothing was trained. "
-            "Is its dataset empty, or an iterator that is used up?"
+        raise MisconfigurationException(
+            f"`{run.train.name}` gave no batch in epoch {at.epoch}. Is it a generator, which can be walked once? Give a "
+            "DataLoader, or an object whose `__iter__` begins anew."
         )
-    else:
-        rank_zero_warn(
-            f"The train loader gave {at.batch} batches in epoch {at.epoch}, but its length says "
-            f"{run.train.num_batches}. The epoch ends here."
-        )
-        at.is_last_batch = True
-        step_schedulers(run, "epoch")
-        if run.validates and run.limits.validates_in_epoch(at.epoch):
-            validate(run, clear_gradients=True)
-    at.next = Next.END_EPOCH
+    rank_zero_warn(
+        f"The train loader gave {at.batch} batches in epoch {at.epoch}, but its length says {run.train.num_batches}. "
+        "The epoch ends here, without a step for a window of accumulated gradients that is still open."
+    )
+    at.is_last_batch, at.next = True, Next.END_EPOCH
+    step_schedulers(run, "epoch")
+    if run.validates and run.limits.validates_at_epoch_end and run.limits.validates_in_epoch(at.epoch):
+        validate(run, then=Next.END_EPOCH, clear_gradients=True)
 
 
 def end_epoch(run: Run) -> None:
@@ -367,15 +376,17 @@ def end_epoch(run: Run) -> None:
     run.check_signals()
 
 
-def validate(run: Run, clear_gradients: bool) -> None:
-    """Validation inside fit; training goes on as if it had not been."""
+def validate(run: Run, then: Next, clear_gradients: bool) -> None:
+    """Validation inside fit; training goes on with `then` as if it had not been."""
+    if not run.val.open(run, run.progress.epoch):
+        return
     run.state.stage = RunningStage.VALIDATING
     run.enter_validation()
     if clear_gradients:  # else an open accumulation window would lose them
         run.hooks.call("on_validation_model_zero_grad", run.module.on_validation_model_zero_grad)
     first_batch = run.training_results.first_batch
     with torch.no_grad():
-        evaluate(run, run.val, "validation", then=Next.COUNT)
+        evaluate(run, run.val, "validation", then=then)
     run.training_results.first_batch = first_batch
     run.logbook.results = run.training_results
     run.state.stage = RunningStage.TRAINING
@@ -400,7 +411,7 @@ def evaluate(
     results = book.results = run.evaluation_results
     results.reset()
     results.first_batch = run.training_results.first_batch  # until the first batch, steps are shown as before
-    modes = training_modes(run.module)
+    run.modes = training_modes(module)
     hooks.call(f"on_{kind}_model_eval", getattr(module, f"on_{kind}_model_eval"))
     hooks.fire(f"on_{kind}_start")
     hooks.fire(f"on_{kind}_epoch_start")
@@ -411,6 +422,7 @@ def evaluate(
     for idx, stream in loaders.streams(limit):
         # hooks and steps hear of the loader only where there are several
         which = (idx,) if loaders.is_several else ()
+        results.dataloader_idx = idx if loaders.is_several else None
         for batch_idx, batch in enumerate(stream):
             batch = run.transfer(batch, idx)
             book.begin_batch(batch, idx if loaders.is_several else None)
@@ -427,6 +439,7 @@ def evaluate(
                     book.report(book.update()[0], loaders.seen[idx], None)  # waits for the device
                 loaders.seen[idx] += 1
             run.check_signals()
+            del batch, output  # not alive beside those of the next step
         outputs.append(book.end_batches(shows=not is_sanity))
     results.dataloader_idx = None
     hooks.fire(f"on_{kind}_epoch_end")
@@ -441,7 +454,8 @@ def evaluate(
     if run.overrides(f"on_{kind}_model_train"):
         hooks.call(f"on_{kind}_model_train", getattr(module, f"on_{kind}_model_train"))
     else:
-        restore_modes(modes)
+        restore_modes(run.modes)
+    run.modes = {}
     return outputs
 
 
@@ -451,7 +465,7 @@ def predict(run: Run, loaders: Loaders, keep: bool) -> list[list[Any]]:
     if not loaders.open(run, run.progress.epoch):
         return []
     run.check_dataloader_idx("predict", loaders)
-    modes = training_modes(run.module)
+    run.modes = training_modes(module)
     hooks.call("on_predict_model_eval", module.on_predict_model_eval)
     hooks.fire("on_predict_start")
     hooks.fire("on_predict_epoch_start")
@@ -473,7 +487,9 @@ def predict(run: Run, loaders: Loaders, keep: bool) -> list[list[Any]]:
             if keep:
                 predictions[idx].append(run.to_cpu(output))
             run.check_signals()
+            del batch, output  # not alive beside those of the next step
     hooks.fire("on_predict_epoch_end")
     hooks.fire("on_predict_end")
-    restore_modes(modes)
+    restore_modes(run.modes)
+    run.modes = {}
     return predictions

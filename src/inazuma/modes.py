@@ -1,11 +1,13 @@
-"""Training and evaluation mode, per submodule: a frozen part stays in the mode that its owner gave it."""
+"""Modes of modules: training or evaluation, per submodule; and modules made without initial weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 
 def training_modes(module: nn.Module) -> dict[nn.Module, bool]:
@@ -29,3 +31,15 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         restore_modes(modes)
+
+
+class WithoutInit(TorchFunctionMode):
+    """Inside this context `torch.nn.init` does nothing: new modules keep the memory they got."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)

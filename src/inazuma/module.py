@@ -643,7 +643,7 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
         strict = module.strict_loading if strict is None else strict
         module.configure_model()
         module.on_load_checkpoint(checkpoint)
-        state = checkpoint["state_dict"]
+        state = files.weights_of(checkpoint, checkpoint_path)
         keys = module.load_state_dict(state, strict=strict)
         if not strict and keys is not None:
             if keys.missing_keys:

@@ -151,6 +151,8 @@ class Limits:
     log_every_n_steps: int = 50
     accumulate_grad_batches: int = 1
     reload_dataloaders_every_n_epochs: int = 0
+    gradient_clip_val: int | float | None = None
+    gradient_clip_algorithm: str | None = None
 
     should_stop: bool = field(default=False, init=False)  # somebody asked for the end
     skip_backward: bool = field(default=False, init=False)  # only forward passes: no gradients, no steps
@@ -291,19 +293,22 @@ class Limits:
         every = self.check_val_every_n_epoch
         return every is None or (epoch + 1) % every == 0
 
+    @property
+    def validates_at_epoch_end(self) -> bool:
+        """Whether validation comes once, after the last batch of an epoch."""
+        interval = self.val_check_interval
+        return self.val_time_interval_s is None and isinstance(interval, float) and interval == 1.0
+
     def validation_due(self, at: Progress) -> bool:
         """Whether to validate after the batch just finished. Assumes that there is something to validate."""
         if not self.validates_in_epoch(at.epoch):
             return False
-        if at.is_last_batch and self.val_check_batch == math.inf:
-            return True
         if self.should_stop and self.may_stop_early(at):
             return True
         if self.val_time_interval_s is not None:
             return time.monotonic() - self.last_validation_at_s >= self.val_time_interval_s
-        if self.val_check_batch == math.inf:
-            limit = self.limit_train_batches
-            return isinstance(limit, int) and at.batch % limit == 0
+        if self.validates_at_epoch_end and self.check_val_every_n_epoch is not None:
+            return at.is_last_batch
         assert self.val_check_batch is not None
         count = at.total_batches if self.check_val_every_n_epoch is None else at.batch
         return count % self.val_check_batch == 0

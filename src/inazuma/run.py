@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from inazuma import loop
@@ -25,7 +25,7 @@ from inazuma.data.loaders import Loaders, request_error
 from inazuma.data.transfer import Transfer, make_transfer
 from inazuma.datahooks import DataHooks
 from inazuma.errors import MisconfigurationException, PossibleUserWarning
-from inazuma.hooks import INSIDE_A_BATCH, Hooks, overrides
+from inazuma.hooks import EVENTS, INSIDE_A_BATCH, Hooks, check_call, check_hooks, mentions, overrides
 from inazuma.logbook import Logbook, Results
 from inazuma.module import LightningModule
 from inazuma.optim import LightningOptimizer, LRSchedulerConfig, configure, optimizer_to
@@ -78,8 +78,6 @@ class Run:
     state: TrainerState
     loaders: dict[str, Loaders]
     check_signals: Callable[[], None]
-    gradient_clip_val: float | None = None
-    gradient_clip_algorithm: str | None = None
 
     optimizers: list[Optimizer] = field(default_factory=list)
     proxies: list[LightningOptimizer] = field(default_factory=list)
@@ -93,27 +91,37 @@ class Run:
     resumes_inside_an_epoch: bool = False
 
     def __post_init__(self) -> None:
-        module = self.module
         self.batches = Batches(self.train)
+        self._said = WarningCache()
+        self.modes: dict[nn.Module, bool] = {}  # of the submodules, while an evaluation has its own
+        self.is_inside_batch = False
+        self.decide()
+
+    def decide(self) -> None:
+        """Settle what is not asked again: who overrides what, and which way a batch goes.
+
+        Again at the end of `assemble`, since `setup` and `configure_model` may change the module and the callbacks.
+        """
+        module = self.module
+        self.hooks.hear(self.callbacks)
+        for callback in self.callbacks:
+            callback.log, callback.log_dict = module.log, module.log_dict
         self.is_automatic = module.automatic_optimization
         self.is_fitting = self.state.fn is TrainerFn.FITTING
         self.validates = self.is_fitting and self.val.is_there and self.overrides("validation_step")
         self.validates = self.validates and self.limits.limit_val_batches > 0
-        clipping = ("configure_gradient_clipping", "clip_gradients")
-        self.clips = bool(self.gradient_clip_val) or any(map(self.overrides, clipping))
+        self.overrides_clipping = any(map(self.overrides, ("configure_gradient_clipping", "clip_gradients")))
         self.checks_grad = not self.overrides("backward")
         self.marks_windows = self._may_save_inside_a_batch()
         self.forward_context: Callable[[], AbstractContextManager[Any]] = self.precision.forward_context
         self.training_step = self.hooks.verb("training_step", module.training_step)
         self.takes_batch_idx = takes_index(module.training_step)
         self.optimizer_step = self.hooks.verb("optimizer_step", module.optimizer_step)
-        # What the default `optimizer_step` comes to, without the way there; None where somebody listens to that.
-        self.step: Callable[..., Any] | None = None
         self.backward = self.hooks.verb("backward", module.backward)
         self.transfer: Transfer = make_transfer(
             module, self.datamodule, self.hooks, self.precision.convert_input, self.strategy.root_device
         )
-        self._said = WarningCache()
+        self.set_optimizers(self.optimizers)
 
     @property
     def train(self) -> Loaders:
@@ -138,7 +146,7 @@ class Run:
         """Whether an object that hears events inside of batches has code that saves checkpoints."""
         hearers = [(self.module, LightningModule), *((callback, Callback) for callback in self.callbacks)]
         return any(
-            any(overrides(hearer, event, base) for event in INSIDE_A_BATCH) and _mentions(hearer, "save_checkpoint")
+            any(overrides(hearer, event, base) for event in INSIDE_A_BATCH) and mentions(hearer, "save_checkpoint")
             for hearer, base in hearers
         )
 
@@ -165,7 +173,7 @@ class Run:
         if self.boundary is not None and self.boundary.progress is not None:
             return self.boundary.gradients
         at = self.progress
-        if not self.is_automatic or self.limits.closes_window(at.batch - 1, at.is_last_batch):
+        if self.is_inside_batch or not self.is_automatic or self.limits.closes_window(at.batch - 1, at.is_last_batch):
             return {}
         return {name: p.grad for name, p in self.module.named_parameters() if p.grad is not None}
 
@@ -176,7 +184,14 @@ class Run:
 
     def position(self) -> Progress:
         """Where a checkpoint saved now continues."""
-        return self.progress if self.boundary is None or self.boundary.progress is None else self.boundary.progress
+        if self.boundary is not None and self.boundary.progress is not None:
+            return self.boundary.progress
+        if not self.is_inside_batch:
+            return self.progress
+        # Nobody was expected to save here, as after an exception: the window starts anew with the generators of now.
+        done = self.progress.batch % self.limits.accumulate_grad_batches
+        at = self.progress
+        return replace(at, batch=at.batch - done, total_batches=at.total_batches - done, is_last_batch=False)
 
     def rng_state(self) -> dict[str, Any]:
         if self.boundary is not None:
@@ -211,6 +226,8 @@ class Run:
         make = self._automatic_step if self.is_automatic else self._manual_step
         no_sync = self.strategy.no_sync
         self.proxies = [LightningOptimizer(o, make(o), self.module, no_sync) for o in self.optimizers]
+        # What the default `optimizer_step` comes to, without the way there; None where somebody listens to that.
+        self.step: Callable[..., Any] | None = None
         if self.is_automatic and self.optimizers and not self.overrides("optimizer_step") and not self.hooks.is_timed:
             self.step = partial(self._automatic_step(self.optimizers[0]), self.optimizers[0])
 
@@ -257,13 +274,6 @@ class Run:
         return recursive_detach(output, to_cpu=True)
 
 
-def _mentions(hearer: object, name: str) -> bool:
-    """Whether a method of this object's class, or of a base that is not ours, uses `name`."""
-    classes = [kind for kind in type(hearer).__mro__ if not kind.__module__.startswith(("inazuma.", "torch."))]
-    codes = [getattr(method, "__code__", None) for kind in classes for method in vars(kind).values()]
-    return any(code is not None and name in code.co_names for code in codes)
-
-
 def takes_index(step: Callable[..., Any]) -> bool:
     """Whether a step wants `batch_idx`: by that name, as a second parameter of any name, or among `*args`."""
     parameters = inspect.signature(step).parameters.values()
@@ -296,15 +306,17 @@ def assemble(
         hooks.call("configure_model", module.configure_model)
     path, checkpoint = resume()
     if checkpoint is not None:
-        restore_module(run, checkpoint)
+        restore_module(run, checkpoint, path)
     run.precision.convert_module(module)
     strategy.module_to_device(module)
     if run.is_fitting:
-        optimizers, run.schedulers = hooks.call("configure_optimizers", configure, module)
-        run.set_optimizers(optimizers)
-        for optimizer in optimizers:
+        run.optimizers, run.schedulers = hooks.call("configure_optimizers", configure, module)
+        run.decide()
+        for optimizer in run.optimizers:
             optimizer_to(optimizer, strategy.root_device)
         hooks.fire("on_fit_start")
+    else:
+        run.decide()
     if log_hyperparameters:
         _log_hyperparameters(run)
     if run.is_fitting:
@@ -347,24 +359,27 @@ def check(run: Run) -> None:
         if not run.overrides(f"{kind}_step"):
             raise MisconfigurationException(
                 f"No `{kind}_step()` method defined to run `Trainer.{fn}`. "
-                f"Write `{name}.{kind}_step(batch, batch_idx)`."
+                f"Write `{name}.{kind}_step(batch, batch_idx)`.{_misspelt(module, f'{kind}_step')}"
             )
+    _check_signatures(run)
 
 
 def _check_fit(run: Run) -> None:
     module, name, limits = run.module, type(run.module).__name__, run.limits
     for method in ("training_step", "configure_optimizers"):
         if not run.overrides(method):
-            near = difflib.get_close_matches(method, [m for m in vars(type(module)) if callable(getattr(module, m))], 1)
-            hint = f" Did you mean it by `{near[0]}`?" if near else ""
             raise MisconfigurationException(
                 f"No `{method}()` method defined. Lightning `Trainer` expects as minimum `training_step()`, "
-                f"`train_dataloader()` and `configure_optimizers()` to be defined; write `{name}.{method}`.{hint}"
+                f"`train_dataloader()` and `configure_optimizers()` to be defined; write `{name}.{method}`."
+                f"{_misspelt(module, method)}"
             )
     _need_loader(run, "train")
     has_step = run.overrides("validation_step")
     if run.val.is_there and not has_step:
-        rank_zero_warn("You passed in a `val_dataloader` but have no `validation_step`. Skipping val loop.")
+        rank_zero_warn(
+            "You passed in a `val_dataloader` but have no `validation_step`. Skipping val loop."
+            f"{_misspelt(module, 'validation_step')}"
+        )
     if has_step and not run.val.is_there:
         rank_zero_warn(
             "You defined a `validation_step` but have no `val_dataloader`. Skipping val loop.",
@@ -372,7 +387,7 @@ def _check_fit(run: Run) -> None:
         )
     if not run.is_automatic:
         for argument, value, default in (
-            ("gradient_clip_val", run.gradient_clip_val, None),
+            ("gradient_clip_val", limits.gradient_clip_val, None),
             ("accumulate_grad_batches", limits.accumulate_grad_batches, 1),
         ):
             if value not in (default, 0):
@@ -381,6 +396,48 @@ def _check_fit(run: Run) -> None:
                     f"`Trainer({argument}={value!r})` or switch to automatic optimization. In `training_step` call "
                     "`self.clip_gradients(...)`, or step every n batches."
                 )
+
+
+def _misspelt(module: LightningModule, method: str) -> str:
+    """A question, where the user has a method of almost this name."""
+    own = set(dir(type(module))) - set(dir(LightningModule))
+    near = difflib.get_close_matches(method, own, 1, cutoff=0.8)
+    return f" Did you mean it by `{near[0]}`?" if near else ""
+
+
+_STAGES = {
+    TrainerFn.FITTING: ("train", "validation"),
+    TrainerFn.VALIDATING: ("validation",),
+    TrainerFn.TESTING: ("test",),
+    TrainerFn.PREDICTING: ("predict",),
+}
+_BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+_FIT_HOOKS = (
+    *("configure_optimizers", "optimizer_step", "optimizer_zero_grad", "backward", "lr_scheduler_step"),
+    *("configure_gradient_clipping", "on_before_zero_grad", "on_before_backward", "on_after_backward"),
+    *("on_before_optimizer_step", "on_fit_start", "on_fit_end", "on_save_checkpoint", "train_dataloader"),
+)
+
+
+def _check_signatures(run: Run) -> None:
+    """Refuse steps and hooks that this run would call with arguments that they do not take."""
+    assert run.state.fn is not None
+    stages = [stage for stage in _STAGES[run.state.fn] if stage != "validation" or run.validates or not run.is_fitting]
+    for stage in stages:
+        step = "training_step" if stage == "train" else f"{stage}_step"
+        if run.overrides(step):
+            calls = [["batch", "batch_idx"]] if takes_index(getattr(run.module, step)) else [["batch"]]
+            if stage != "train":
+                calls.append([*calls[0], "dataloader_idx"])
+            check_call(run.module, step, *calls)
+    events = [event for event in EVENTS if event.startswith(tuple(f"on_{stage}_" for stage in stages))]
+    names = ["setup", "teardown", "prepare_data", "configure_model", *events, *_BATCH_HOOKS]
+    names += _FIT_HOOKS if run.is_fitting else ()
+    check_hooks(run.module, LightningModule, names)
+    for callback in run.callbacks:
+        check_hooks(callback, Callback, names)
+    if run.datamodule is not None:
+        check_hooks(run.datamodule, DataHooks, names)
 
 
 def _need_loader(run: Run, stage: str) -> None:

@@ -21,6 +21,7 @@ class Signals:
         self._before: Any = None
 
     def __enter__(self) -> Signals:
+        self.received_sigterm = False
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._handle)
         return self

@@ -6,6 +6,7 @@ Every constructor argument goes to exactly one owner. After that the Trainer is 
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
@@ -26,7 +27,7 @@ from inazuma.callbacks.find import find
 from inazuma.callbacks.progress import ProgressBar
 from inazuma.callbacks.timer import Timer
 from inazuma.checkpoint.state import gather
-from inazuma.data.loaders import Loaders
+from inazuma.data.loaders import Loaders, death_of_worker, message_first
 from inazuma.datahooks import DataHooks
 from inazuma.datamodule import LightningDataModule
 from inazuma.errors import MisconfigurationException
@@ -34,8 +35,9 @@ from inazuma.hooks import Hooks, overrides
 from inazuma.logbook import Logbook, as_numbers
 from inazuma.loggers import select as select_loggers
 from inazuma.loggers.logger import Logger
+from inazuma.modes import WithoutInit, restore_modes
 from inazuma.module import LightningModule
-from inazuma.optim import LightningOptimizer, LRSchedulerConfig
+from inazuma.optim import LightningOptimizer, LRSchedulerConfig, optimizer_to
 from inazuma.precision.select import select as select_precision
 from inazuma.profilers import PassThroughProfiler, Profiler
 from inazuma.profilers import select as select_profiler
@@ -202,6 +204,7 @@ class Trainer:
                 "are off, and `self.log` does nothing."
             )
         self.default_root_dir = files.resolve(os.getcwd() if default_root_dir is None else default_root_dir)
+        clip_val, clip_algorithm = clipping(gradient_clip_val, gradient_clip_algorithm)
         self.limits = Limits(
             max_epochs=max_epochs,
             min_epochs=min_epochs,
@@ -219,10 +222,11 @@ class Trainer:
             log_every_n_steps=50 if log_every_n_steps is None else log_every_n_steps,
             accumulate_grad_batches=accumulate_grad_batches,
             reload_dataloaders_every_n_epochs=reload_dataloaders_every_n_epochs,
+            gradient_clip_val=clip_val,
+            gradient_clip_algorithm=clip_algorithm,
         )
         self.progress = Progress()
         self.state = TrainerState()
-        self.gradient_clip_val, self.gradient_clip_algorithm = clipping(gradient_clip_val, gradient_clip_algorithm)
         self.benchmark = benchmark
         self.inference_mode = inference_mode
         self.detect_anomaly = detect_anomaly
@@ -235,6 +239,9 @@ class Trainer:
         if own_precision is not None and precision is not None:
             raise ValueError(f"Received both `precision={precision!r}` and `plugins={own_precision!r}`. Choose one.")
         found = device_room.select(accelerator, devices)
+        if devices == "auto" and len(found) > 1:
+            rank_zero_info(f"{len(found)} devices are there; this version of inazuma uses the first one, {found[0]}.")
+            found = found[:1]
         self.strategy = select_strategy(strategy, found, num_nodes, checkpoint_io)
         self.num_nodes = num_nodes
         self.precision_plugin = own_precision or select_precision(precision, self.strategy.root_device)
@@ -404,8 +411,8 @@ class Trainer:
                 "argument is used this time."
             )
         self.state = TrainerState(TrainerStatus.RUNNING, fn, STAGES[fn])
-        self.limits.resolve_max_epochs(has_timer=any(isinstance(c, Timer) for c in self._callbacks))
         if fn is TrainerFn.FITTING:
+            self.limits.resolve_max_epochs(has_timer=any(isinstance(c, Timer) for c in self._callbacks))
             self.should_stop = False
         run = None
         try:
@@ -417,8 +424,12 @@ class Trainer:
                 yield run
             self._end(run)
         except BaseException as error:
-            self._end_with(error, module, run)
-            raise
+            if (death := death_of_worker(error)) is None:
+                self._end_with(error, module, run)
+                raise
+            death.__traceback__ = error.__traceback__
+            self._end_with(death, module, run)
+            raise death from None
 
     def _checked_module(self, model: LightningModule | None, fn: TrainerFn) -> LightningModule:
         if model is None:
@@ -454,8 +465,6 @@ class Trainer:
         hooks = Hooks(self, module, LightningModule, self._callbacks, datamodule, profiler)
         logbook = Logbook(hooks, self._reduce_logged, self.strategy.root_device, self.loggers)
         module.attach_logbook(None if self.barebones else logbook)
-        for callback in self._callbacks:
-            callback.log, callback.log_dict = module.log, module.log_dict
         fn = self.state.fn
         loaders = {
             stage: _loaders(stage, given.get(stage), module, datamodule, str(fn), self.limits)
@@ -475,8 +484,6 @@ class Trainer:
             state=self.state,
             loaders=loaders,
             check_signals=self._signals.check,
-            gradient_clip_val=self.gradient_clip_val,
-            gradient_clip_algorithm=self.gradient_clip_algorithm,
         )
         if previous is not None:  # a checkpoint saved after an evaluation still holds those of the fit before
             self._run.set_optimizers(previous.optimizers)
@@ -505,7 +512,7 @@ class Trainer:
 
     def _end(self, run: Run) -> None:
         """The last hooks of a run that went well."""
-        self.strategy.teardown()
+        self._put_back(run)
         if run.is_fitting:
             run.hooks.fire("on_fit_end")
         run.hooks.fire("teardown", self.state.fn)
@@ -513,25 +520,35 @@ class Trainer:
             logger.finalize("success")
         self.profiler.describe()
         self.profiler.teardown(stage=str(self.state.fn))
-        run.logbook.results = None
-        run.hooks.where = ""
         self.state.status, self.state.stage = TrainerStatus.FINISHED, None
+
+    def _put_back(self, run: Run) -> None:
+        """Leave module, optimizers and precision as another run may find them."""
+        run.logbook.results = run.logbook.batch = None
+        run.hooks.where, run.is_inside_batch = "", False
+        restore_modes(run.modes)
+        self.precision_plugin.teardown()
+        self.strategy.teardown()
+        if self.strategy.root_device.type != "cpu":
+            for optimizer in run.optimizers:
+                optimizer_to(optimizer, torch.device("cpu"))
 
     def _end_with(self, error: BaseException, module: LightningModule, run: Run | None) -> None:
         """Tell everybody that the run ends by an exception, and where it happened."""
         self.state.status = TrainerStatus.INTERRUPTED
-        if run is None:  # it could not be made
-            Hooks(self, module, LightningModule, self._callbacks).fire("on_exception", error)
-        else:
-            _note(error, run)
-            run.hooks.fire("on_exception", error)
-            run.logbook.results = None
-            run.hooks.where = ""
-        for logger in self.loggers:
-            logger.finalize("failed")
-        self.profiler.teardown(stage=str(self.state.fn))
-        self.strategy.teardown()
-        self.state.stage = None
+        try:
+            if run is None:  # it could not be made
+                Hooks(self, module, LightningModule, self._callbacks).fire("on_exception", error)
+            else:
+                _note(error, run)
+                run.hooks.fire("on_exception", error)
+            for logger in self.loggers:
+                logger.finalize("failed")
+        finally:  # a hook that raises in its turn leaves nothing half done
+            if run is not None:
+                self._put_back(run)
+            self.profiler.teardown(stage=str(self.state.fn))
+            self.state.stage = None
         if isinstance(error, KeyboardInterrupt):
             rank_zero_info("Stopped by Ctrl-C.")
             raise SystemExit(130) from error
@@ -580,7 +597,7 @@ class Trainer:
         """
         with self.strategy.root_device, self.precision_plugin.init_context():
             if empty_init:
-                with torch.nn.utils.skip_init_context():  # type: ignore[attr-defined]
+                with WithoutInit():
                     yield
             else:
                 yield
@@ -736,6 +753,8 @@ class Trainer:
     log_every_n_steps = _OfLimits[int]()
     accumulate_grad_batches = _OfLimits[int]()
     reload_dataloaders_every_n_epochs = _OfLimits[int]()
+    gradient_clip_val = _OfLimits[int | float | None]()
+    gradient_clip_algorithm = _OfLimits[str | None]()
 
     @property
     def max_epochs(self) -> int | None:
@@ -847,7 +866,7 @@ class Trainer:
         self._callbacks = callbacks
         if self._run is not None:
             self._run.callbacks = callbacks
-            self._run.hooks.hear(callbacks)
+            self._run.decide()
 
     def _callbacks_of(self, kind: type[Any]) -> list[Any]:
         return [callback for callback in self._callbacks if isinstance(callback, kind)]
@@ -986,9 +1005,16 @@ def _with_compiled_steps(original: LightningModule, compiled: Any) -> LightningM
 
 def _note(error: BaseException, run: Run) -> None:
     """Add to an exception where in the run it happened."""
-    if run.hooks.where and hasattr(error, "add_note") and isinstance(error, Exception):
-        at = run.progress
-        error.add_note(
-            f"In `{run.hooks.where}` at epoch {at.epoch}, batch {at.batch}, global step {at.step}, "
-            f"rank {run.strategy.global_rank}."
-        )
+    message_first(error)
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    is_running = any(frame.f_globals is vars(loop) for frame in frames)
+    if not isinstance(error, Exception) or not hasattr(error, "add_note") or not (run.hooks.where or is_running):
+        return
+    at, where = run.progress, f"In `{run.hooks.where}`"
+    if not run.hooks.where:
+        where = "Between hooks, where batches are fetched,"
+    batch = f"batch {at.batch}" if run.state.stage is RunningStage.TRAINING else f"after {at.batch} training batches"
+    error.add_note(
+        f"{where} at epoch {at.epoch}, {batch}, global step {at.step}, rank {run.strategy.global_rank} "
+        f"({run.state.stage})."
+    )

@@ -105,4 +105,6 @@ def with_module_callbacks(callbacks: list[Callback], module: LightningModule) ->
             "The following callbacks returned in `LightningModule.configure_callbacks` will override existing "
             f"callbacks passed to Trainer: {sorted(type(callback).__name__ for callback in replaced)}"
         )
-    return reordered([callback for callback in callbacks if callback not in replaced] + own)
+    merged = [callback for callback in callbacks if callback not in replaced] + own
+    _check_state_keys(merged)
+    return reordered(merged)

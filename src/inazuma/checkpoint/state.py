@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from inazuma.checkpoint.foreign import from_loops, to_loops
 from inazuma.errors import CheckpointError, MisconfigurationException
+from inazuma.files import weights_of
 from inazuma.hparams import dump_hparams
 from inazuma.optim import optimizer_to
 from inazuma.progress import Next
@@ -40,6 +41,12 @@ def gather(run: Run, weights_only: bool = False) -> dict[str, Any]:
         weights_only: leave out what only training needs.
     """
     at, module, datamodule = run.position(), run.module, run.datamodule
+    if run.is_inside_batch and run.boundary is None and run.hooks.where != "on_exception":
+        run.warn_once(
+            f"A checkpoint was saved inside a batch (in `{run.hooks.where}`). A run resumed from it repeats the batch, "
+            "and is exact only if the code that calls `save_checkpoint` stands in a method of the module or callback "
+            "whose hook it is called from. Save in `on_train_batch_end` instead."
+        )
     checkpoint: dict[str, Any] = {
         "epoch": at.epoch,
         "global_step": at.step,
@@ -76,11 +83,23 @@ def gather(run: Run, weights_only: bool = False) -> dict[str, Any]:
     return checkpoint
 
 
-def restore_module(run: Run, checkpoint: dict[str, Any]) -> None:
-    """Load weights, and let module, datamodule and callbacks take back what they saved."""
+def restore_module(run: Run, checkpoint: dict[str, Any], path: Any) -> None:
+    """Load weights, and let module, datamodule and callbacks take back what they saved.
+
+    Raises:
+        CheckpointError: the file has no weights.
+        RuntimeError: they do not fit the module; the keys are named.
+    """
     module, datamodule, hooks = run.module, run.datamodule, run.hooks
     hooks.call("on_load_checkpoint", module.on_load_checkpoint, checkpoint)
-    run.strategy.load_module_state(checkpoint["state_dict"], strict=module.strict_loading)
+    try:
+        run.strategy.load_module_state(weights_of(checkpoint, path), strict=module.strict_loading)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"The weights in checkpoint {path} do not fit `{type(module).__name__}`: {error}\n"
+            "Build the module as it was when the file was written. `self.strict_loading = False` in its `__init__` "
+            "leaves out keys that are missing or unexpected."
+        ) from error
     if datamodule is not None and (state := checkpoint.get(type(datamodule).__qualname__)) is not None:
         hooks.call("load_state_dict", datamodule.load_state_dict, state)
     if "callbacks" not in checkpoint:  # weights only
@@ -115,7 +134,13 @@ def restore_training(run: Run, checkpoint: dict[str, Any], path: Any) -> None:
     name = type(run.precision).__qualname__
     if name in checkpoint:
         run.precision.load_state_dict(checkpoint[name])
-    _restore_position(run, checkpoint)
+    try:
+        _restore_position(run, checkpoint, path)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"The position in checkpoint {path} cannot be read ({error!r}): it is damaged, or something else wrote it. "
+            "Its weights can be loaded with `load_from_checkpoint`."
+        ) from error
     for key in ("optimizer_states", "lr_schedulers"):
         if key not in checkpoint:
             raise KeyError(
@@ -136,7 +161,7 @@ def restore_training(run: Run, checkpoint: dict[str, Any], path: Any) -> None:
     _load_each("lr_schedulers", checkpoint["lr_schedulers"], [c.scheduler for c in run.schedulers], path)
 
 
-def _restore_position(run: Run, checkpoint: dict[str, Any]) -> None:
+def _restore_position(run: Run, checkpoint: dict[str, Any], path: Any) -> None:
     own = checkpoint.get("inazuma")
     if own is None:
         if "loops" in checkpoint:
@@ -144,7 +169,7 @@ def _restore_position(run: Run, checkpoint: dict[str, Any]) -> None:
     else:
         if own["format"] > FORMAT:
             raise CheckpointError(
-                f"The checkpoint was written by a newer inazuma (format {own['format']}; this one knows {FORMAT}). "
+                f"Checkpoint {path} was written by a newer inazuma (format {own['format']}; this one knows {FORMAT}). "
                 "Update inazuma to resume from it; the weights can be loaded with `load_from_checkpoint`."
             )
         run.progress.load_state_dict(own["progress"])
@@ -158,9 +183,10 @@ def _restore_position(run: Run, checkpoint: dict[str, Any]) -> None:
 
 
 def _load_each(what: str, states: list[Any], objects: list[Any], path: Any) -> None:
-    if len(states) != len(objects):
+    count = len(states) if isinstance(states, list) else "no list of them"
+    if count != len(objects):
         raise CheckpointError(
-            f"{what}: checkpoint {path} has {len(states)}, this run has {len(objects)}. `configure_optimizers` must "
+            f"{what}: checkpoint {path} has {count}, this run has {len(objects)}. `configure_optimizers` must "
             "return as many as in the run that wrote the file."
         )
     for index, (state, target) in enumerate(zip(states, objects, strict=True)):
@@ -168,3 +194,5 @@ def _load_each(what: str, states: list[Any], objects: list[Any], path: Any) -> N
             target.load_state_dict(state)
         except ValueError as error:
             raise ValueError(f"{what}[{index}] of checkpoint {path} does not fit this run: {error}") from error
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{what}[{index}] of checkpoint {path} cannot be loaded: {error!r}.") from error

@@ -25,32 +25,41 @@ class _Indices:
 
     Args:
         stream: the loader's sampler or batch sampler.
+        skip: how many indices to leave out.
         on_first: called before the first index is drawn.
     """
 
-    def __init__(self, stream: Iterable[Any], on_first: Callable[[], None] | None = None) -> None:
-        self.stream, self.on_first = stream, on_first
-        self.skip = 0
+    def __init__(self, stream: Iterable[Any], skip: int = 0, on_first: Callable[[], None] | None = None) -> None:
+        self.stream, self.skip, self.on_first = stream, skip, on_first
+        self.current: _IndexIterator | None = None  # the pass that began last
 
     def __iter__(self) -> Iterator[Any]:
-        self.source = iter(self.stream)
-        self.is_primed, self.ahead = False, list[Any]()
-        return self
+        self.current = _IndexIterator(iter(self.stream), self.skip, self.on_first)
+        return self.current
+
+    def __len__(self) -> int:
+        return len(self.stream)  # type: ignore[arg-type]
+
+
+class _IndexIterator(Iterator[Any]):
+    """One pass over an index stream."""
+
+    def __init__(self, source: Iterator[Any], skip: int, on_first: Callable[[], None] | None) -> None:
+        self._source, self._skip, self._on_first = source, skip, on_first
+        self._ahead: list[Any] = []
+        self.is_primed = False
 
     def __next__(self) -> Any:
         self.prime()
-        return self.ahead.pop() if self.ahead else next(self.source)
+        return self._ahead.pop() if self._ahead else next(self._source)
 
     def prime(self) -> None:
         """Draw up to the first index to give, now; a sampler draws its random order with its first index."""
         if not self.is_primed:
             self.is_primed = True
-            if self.on_first is not None:
-                self.on_first()
-            self.ahead = list(islice(self.source, self.skip, self.skip + 1))
-
-    def __len__(self) -> int:
-        return len(self.stream)  # type: ignore[arg-type]
+            if self._on_first is not None:
+                self._on_first()
+            self._ahead = list(islice(self._source, self._skip, self._skip + 1))
 
 
 def is_stateful(loader: Any) -> bool:
@@ -84,11 +93,12 @@ class Batches:
         self.starts: dict[int, dict[str, Any]] = {}
         self.stateful: list[Any] = []  # positions that stateful loaders gave in the run that is resumed
         self.own: dict[int, list[Any]] = {}  # where the generators of the parts were in the run that is resumed
-        self._views: dict[int, Any] = {}
+        self._views: dict[int, tuple[Any, Any]] = {}  # of parts whose first index is noted
+        self._stateful_now: list[Any] | None = None  # positions before the batch that was looked ahead
 
     def begin_epoch(self) -> None:
         """An epoch begins at its first batch: nothing is taken up from another run."""
-        self.starts, self.stateful = {}, []
+        self.starts, self.stateful, self._stateful_now = {}, [], None
 
     def epoch(self, done: int) -> Iterator[tuple[Any, bool]]:
         """The batches of this epoch behind the first `done`, each with whether it is the last one."""
@@ -100,7 +110,7 @@ class Batches:
                 if index == total:
                     return
         else:
-            yield from _looking_ahead(stream, total - done)
+            yield from _looking_ahead(stream, total - done, self._note_positions)
 
     def _stream(self, done: int) -> Iterator[Any]:
         starts = dict(self.starts)  # empty, except in the epoch that a run is resumed in
@@ -146,18 +156,28 @@ class Batches:
         """A part of several, whose sampler draws its order when others may have drawn in between: note that moment."""
         if not _is_map_style(loader):
             return loader
-        if index not in self._views:
+        original, view = self._views.get(index, (None, None))
+        if original is not loader:
 
             def note() -> None:
                 self.starts[index]["rng_of_first"] = capture_rng()
 
             what = _index_stream(loader)
-            self._views[index] = with_indices(loader, **{what: _Indices(getattr(loader, what), on_first=note)})
-        return self._views[index]
+            view = with_indices(loader, **{what: _Indices(getattr(loader, what), on_first=note)})
+            self._views[index] = loader, view
+        return view
+
+    def _positions(self) -> list[Any]:
+        return [part.state_dict() if is_stateful(part) else None for part in self.loaders.parts]
+
+    def _note_positions(self) -> None:
+        """A batch more than was given is about to be fetched: what a checkpoint holds is the position before it."""
+        if any(is_stateful(part) for part in self.loaders.parts):
+            self._stateful_now = self._positions()
 
     def state_dict(self) -> dict[str, Any]:
         parts = self.loaders.parts
-        stateful = [part.state_dict() if is_stateful(part) else None for part in parts]
+        stateful = self._positions() if self._stateful_now is None else self._stateful_now
         return {
             "starts": {index: dict(start) for index, start in self.starts.items()},
             "stateful": stateful,
@@ -168,12 +188,15 @@ class Batches:
         self.starts, self.stateful, self.own = dict(state["starts"]), list(state["stateful"]), dict(state["own"])
 
 
-def _looking_ahead(stream: Iterator[Any], most: int | float) -> Iterator[tuple[Any, bool]]:
+def _looking_ahead(
+    stream: Iterator[Any], most: int | float, before_fetch: Callable[[], None]
+) -> Iterator[tuple[Any, bool]]:
     """Each item with whether it is the last: the next one, or the end, is seen before."""
     missing = object()
     stream = stream if math.isinf(most) else islice(stream, int(most))
     item = next(stream, missing)
     while item is not missing:
+        before_fetch()
         following = next(stream, missing)
         yield item, following is missing
         item = following
@@ -192,12 +215,12 @@ def _skipped(loader: Any, count: int, rng_of_first: dict[str, Any] | None, name:
     """The loader's batches behind the first `count`."""
     if _is_map_style(loader):
         what = _index_stream(loader)
-        indices = _Indices(getattr(loader, what))
-        indices.skip = count
+        indices = _Indices(getattr(loader, what), skip=count)
         stream = iter(with_indices(loader, **{what: indices}))
-        if rng_of_first is not None and not indices.is_primed:  # workers draw at once, else somebody was in between
+        assert indices.current is not None
+        if rng_of_first is not None and not indices.current.is_primed:  # workers draw at once, else others were first
             restore_rng(rng_of_first)
-        indices.prime()
+        indices.current.prime()
         return stream
     if count:
         rank_zero_info(

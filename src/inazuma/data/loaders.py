@@ -5,11 +5,15 @@ from __future__ import annotations
 import copy
 import math
 import os
+import traceback
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
+from multiprocessing import active_children
+from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
 from inazuma.data.combined import CombinedLoader
@@ -71,8 +75,7 @@ class Loaders:
         return self._side_by_side(self.batches)
 
     def _side_by_side(self, batches: list[int | float]) -> int | float:
-        assert self.combined is not None
-        size = min if self.combined.mode == "min_size" else max
+        size = min if self.combined is not None and self.combined.mode == "min_size" else max
         return size(batches, default=0)
 
     def open(self, run: Run, epoch: int) -> bool:
@@ -95,7 +98,8 @@ class Loaders:
         if self.owner is not None:
             loaders = run.hooks.call(self.hook, getattr(self.owner, self.hook))
         mode = "max_size_cycle" if self.stage == "train" else "sequential"
-        combined = loaders if isinstance(loaders, CombinedLoader) else CombinedLoader(loaders, mode)
+        # of the user's own we walk a copy: what is set on it stays in this run
+        combined = copy.copy(loaders) if isinstance(loaders, CombinedLoader) else CombinedLoader(loaders, mode)
         self._check_mode(combined)
         self.loaders, self.combined = loaders, combined
         self.parts = [self._ready(part, run) for part in combined.flattened]
@@ -190,10 +194,6 @@ class Loaders:
             batches = self._side_by_side([min(batches, most) for batches in self.batches])
             yield 0, _first((batch for batch, _, _ in self.combined), batches)
 
-    def eval_batches(self) -> list[int | float]:
-        """The number of batches of each loader."""
-        return list(self.batches)
-
 
 def _first(loader: Iterable[Any], count: int | float) -> Iterable[Any]:
     return loader if math.isinf(count) else islice(loader, int(count))
@@ -218,6 +218,46 @@ def _with_last(loader: DataLoader[Any]) -> DataLoader[Any]:
     batches = copy.copy(loader.batch_sampler)
     batches.drop_last = False  # type: ignore[union-attr]
     return with_indices(loader, batch_sampler=batches, drop_last=False)
+
+
+def death_of_worker(error: BaseException) -> RuntimeError | None:
+    """The error to raise in the place of what the main process sees when a worker of a DataLoader is killed.
+
+    That is a broken connection, the end of a file, or torch's own error, whichever comes first. Torch's comes with a
+    signal, at any moment: it is awaited here, so that it does not break into what is done at the end of a run.
+    """
+    said = str(error)
+    if not isinstance(error, RuntimeError) or not said.startswith("DataLoader worker ("):
+        frames = traceback.walk_tb(error.__traceback__)
+        waits_for_worker = any(frame.f_code.co_name == "_try_get_data" for frame, _ in frames)
+        if not waits_for_worker or not isinstance(error, (OSError, EOFError)):
+            return None
+        try:
+            ended = wait([process.sentinel for process in active_children()], timeout=5)  # for the others, not long
+            torch._C._error_if_any_worker_fails()
+        except RuntimeError as of_torch:
+            said = str(of_torch)
+        else:
+            if not ended:
+                return None
+            said = "DataLoader worker ended."
+    return RuntimeError(
+        f"{said.strip()} A process that `num_workers` asks for died: it was killed, as for want of memory, or its code "
+        "crashed. num_workers=0 shows where; fewer workers and smaller batches need less memory."
+    )
+
+
+def message_first(error: BaseException) -> None:
+    """Put what an exception of a DataLoader's worker says in front of its traceback; torch puts it behind."""
+    text = error.args[0] if len(error.args) == 1 else None
+    if not isinstance(text, str) or not text.startswith("Caught ") or "\nOriginal Traceback" not in text:
+        return
+    lines = text.rstrip().splitlines()
+    behind = 1 + max(index for index, line in enumerate(lines) if line.startswith("  "))
+    if behind < len(lines):
+        error.args = (
+            type(text)("\n".join([*lines[behind:], "", *lines[:behind]])),
+        )  # torch gives KeyError its own str
 
 
 def request_error(stage: str) -> MisconfigurationException:

@@ -94,6 +94,13 @@ class MixedPrecision(Precision):
             self._unscale(optimizer)
         return super().clip_gradients(optimizer, clip_val, algorithm)
 
+    def teardown(self) -> None:
+        # An exception may have come between unscaling and stepping; the next run begins with neither done.
+        self._unscaled.clear()
+        self._stepped.clear()
+        if self.scaler is not None:
+            self.scaler._per_optimizer_states.clear()  # torch has no public way to give a step up
+
     def state_dict(self) -> dict[str, Any]:
         if self.scaler is None:
             return {}

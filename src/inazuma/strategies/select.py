@@ -26,6 +26,11 @@ def select(
                 f"Trainer(strategy={strategy!r}, plugins=[{checkpoint_io!r}]): give the CheckpointIO to the strategy, "
                 "or name the strategy by a string."
             )
+        if strategy.world_size > 1:
+            raise MisconfigurationException(
+                f"Trainer(strategy={strategy!r}) has {strategy.world_size} processes; this version of inazuma trains in "
+                "one. Use strategy='auto'."
+            )
         return strategy
     if strategy not in ("auto", "single_device"):
         raise ValueError(
