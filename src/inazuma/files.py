@@ -271,7 +271,7 @@ def weights_of(checkpoint: Mapping[str, Any], name: object) -> dict[str, Any]:
     if checkpoint and all(isinstance(value, torch.Tensor) for value in checkpoint.values()):
         hint = " It seems to be a bare state_dict: `module.load_state_dict(torch.load(path))` loads it."
     raise CheckpointError(
-        f"{name} is not a checkpoint of a module: it has no weights under 'state_dict', only "
+        f"{name} is not a checkpoint of a module: it has no weights under 'state_dict', but "
         f"{list(checkpoint)[:8]}.{hint}"
     )
 

@@ -77,6 +77,8 @@ def check_call(hearer: object, name: str, *calls: Sequence[str]) -> None:
             reason = str(error)
         else:
             return
+    bare = [parameter.replace(annotation=parameter.empty) for parameter in own.parameters.values()]
+    own = own.replace(parameters=bare, return_annotation=own.empty)
     expected = ", ".join(("self", *calls[0]))
     raise TypeError(
         f"`{type(hearer).__name__}.{name}{own}` cannot be called as `{name}({', '.join(calls[0])})`: {reason}. "

@@ -139,14 +139,14 @@ def _split(module: LightningModule, returned: Any) -> tuple[list[Optimizer], lis
 
 
 def _split_dict(module: LightningModule, returned: Mapping[str, Any]) -> tuple[list[Optimizer], list[Any], str | None]:
+    if "optimizer" not in returned:
+        raise KeyError(f"optimizer (the dictionary that `{_where(module)}` returned has only {list(returned)})")
     if unknown := set(returned) - {"optimizer", "lr_scheduler", "monitor"}:
         rank_zero_warn(
             f"Found unsupported keys in the optimizer configuration: {unknown}. `{_where(module)}` may return "
             '"optimizer", "lr_scheduler" and "monitor"; the rest is ignored.',
             category=RuntimeWarning,
         )
-    if "optimizer" not in returned:
-        raise KeyError(f"optimizer (the dictionary that `{_where(module)}` returned has only {list(returned)})")
     optimizer = returned["optimizer"]
     if not isinstance(optimizer, Optimizer):
         raise MisconfigurationException(
