@@ -181,7 +181,7 @@ def test_a_missing_argument_is_explained(tmp_path: Path) -> None:
 
 
 def test_loading_on_an_instance_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=r"`Digits.load_from_checkpoint` cannot be called on an instance"):
+    with pytest.raises(TypeError, match=r"`Digits.load_from_checkpoint` makes an object and cannot be called on"):
         Digits(tmp_path).load_from_checkpoint(tmp_path / "a.ckpt")
 
 

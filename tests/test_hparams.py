@@ -698,7 +698,7 @@ def test_a_yaml_file_builds_no_objects(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"\.csv, \.yml or \.yaml is required for `hparams_file`, .*h\.txt"):
+    with pytest.raises(ValueError, match=r"is .*h\.txt', but its ending has to be \.csv, \.yml or \.yaml"):
         init_arguments(Needs, {}, {}, tmp_path / "h.txt")
     (tmp_path / "h.yaml").write_text("- 1\n")
     with pytest.raises(ValueError, match="holds a list, not names with values"):

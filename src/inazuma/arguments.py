@@ -109,7 +109,7 @@ def check_kinds(arguments: dict[str, Any]) -> None:
 def clipping(value: Any, algorithm: Any) -> tuple[Any, str | None]:
     """The checked arguments of gradient clipping."""
     if value is not None and not isinstance(value, (int, float)):
-        raise TypeError(f"`gradient_clip_val` should be an int or a float. Got {value!r}.")
+        raise TypeError(f"Trainer(gradient_clip_val={value!r}) is no number. Give an int or a float.")
     if value is not None and value < 0:
         raise MisconfigurationException(
             f"Trainer(gradient_clip_val={value!r}): gradients cannot be clipped to a negative norm or value. "
@@ -130,8 +130,8 @@ def set_determinism(deterministic: bool | str | None, benchmark: bool | None) ->
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # the only setting under which cuBLAS is deterministic
         if benchmark:
             rank_zero_warn(
-                "You passed `deterministic=True` and `benchmark=True`. Note that PyTorch ignores torch.backends.cudnn."
-                "deterministic=True when torch.backends.cudnn.benchmark=True.",
+                "Trainer(deterministic=True, benchmark=True): while torch.backends.cudnn.benchmark is on, PyTorch does "
+                "not heed torch.backends.cudnn.deterministic. Use benchmark=False for runs that repeat.",
             )
         elif benchmark is None:
             benchmark = False
@@ -147,12 +147,12 @@ def split_plugins(plugins: Any) -> tuple[Precision | None, CheckpointIO | None]:
         kind = next((kind for kind in (Precision, CheckpointIO) if isinstance(plugin, kind)), None)
         if kind is None:
             raise MisconfigurationException(
-                f"Found invalid type for plugin {plugin!r}. Expected one of: Precision, CheckpointIO."
+                f"Found invalid type for plugin {plugin!r}. Trainer(plugins=...) takes a Precision and a CheckpointIO."
             )
         if kind in found:
             raise MisconfigurationException(
-                f"Received multiple values for {kind.__name__} flags in `plugins`: {found[kind]!r} and {plugin!r}. "
-                "Expected one value for each type at most."
+                f"Received multiple values for {kind.__name__} in Trainer(plugins=...): {found[kind]!r}, {plugin!r}. "
+                "Only one can be in charge: leave the other out."
             )
         found[kind] = plugin
     return found.get(Precision), found.get(CheckpointIO)

@@ -61,6 +61,6 @@ class DataHooks:
 
 def _not_implemented(method: str) -> MisconfigurationException:
     return MisconfigurationException(
-        f"`{method}` must be implemented to be used with the Lightning Trainer: define it in the LightningModule or "
-        "the LightningDataModule, or pass dataloaders to the Trainer's method."
+        f"`{method}` must be implemented, as no loaders were passed to the Trainer's method: define it in the "
+        "LightningModule or the LightningDataModule, or pass dataloaders."
     )

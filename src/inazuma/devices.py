@@ -33,16 +33,16 @@ def select(accelerator: str = "auto", devices: int | str | Sequence[int] | None 
     """
     if accelerator not in ACCELERATORS:
         raise ValueError(
-            f"You selected an invalid accelerator name: `accelerator={accelerator!r}`. "
-            f"Available names are: {', '.join(ACCELERATORS)}."
+            f"You selected an invalid accelerator name: Trainer(accelerator={accelerator!r}). "
+            f"Use one of {', '.join(ACCELERATORS)}."
         )
     if accelerator == "tpu":
         _refuse_tpu()
     kind = _kind(accelerator)
     if devices in (0, "0", "", [], ()):
         raise MisconfigurationException(
-            f"`Trainer(devices={devices!r})` value is not a valid input using {kind} accelerator: it asks for no "
-            "device. Use a number above 0, or devices='auto'."
+            f"`Trainer(devices={devices!r})` asks for no device of the accelerator {kind!r}, but a run needs one. "
+            "Use a number above 0, or devices='auto'."
         )
     if kind == "cpu":
         return [torch.device("cpu")] * _process_count(devices)
@@ -87,8 +87,8 @@ def _kind(accelerator: str) -> str:
         return gpus[0]
     if accelerator != "cpu" and accelerator not in gpus:
         raise MisconfigurationException(
-            f"`Trainer(accelerator={accelerator!r})` can not run on your system since the accelerator is not "
-            f"available: {_torch()} sees no such device. Available here: {['cpu', *gpus]}."
+            f"`Trainer(accelerator={accelerator!r})` can not run on this machine: {_torch()} sees no such device. "
+            f"Available here: {['cpu', *gpus]}."
         )
     return accelerator
 
@@ -118,8 +118,8 @@ def _indices(devices: int | str | Sequence[int] | None, present: int, kind: str)
     numbers = [meant] if isinstance(meant, int) else meant
     if not isinstance(numbers, (list, tuple)) or any(type(number) is not int for number in numbers):
         raise TypeError(
-            f"`devices` must be an int, a string, a sequence of ints, but you passed {devices!r} "
-            f"(accelerator {kind!r})."
+            f"`Trainer(devices={devices!r})` is no selection of devices ({kind}). Use a number, a list of their ids, a "
+            "string of either, or 'auto'."
         )
     indices = list(range(meant)) if isinstance(meant, int) else list(numbers)
     if len(set(indices)) < len(indices):

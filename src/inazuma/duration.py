@@ -15,7 +15,7 @@ def parse_duration(value: Duration, argument: str = "") -> timedelta:
     """A length of time.
 
     Args:
-        value: "DD:HH:MM:SS" (days, hours, minutes, seconds), a `timedelta`, or a dict of its arguments, such as
+        value: "DD:HH:MM:SS" (of days to seconds), a `timedelta`, or a dict of its arguments, such as
             `{"minutes": 30}`.
         argument: where it was given, for messages: "Trainer(max_time=...)".
 

@@ -85,8 +85,8 @@ class OnlyOnClass(Generic[T]):
 
         def refuse(*_: Any, **__: Any) -> T:
             raise TypeError(
-                f"The classmethod `{owner.__name__}.{bound.__name__}` cannot be called on an instance. "
-                "Call it on the class, and use the object it returns."
+                f"`{owner.__name__}.{bound.__name__}` makes an object and cannot be called on an instance. "
+                "Call it on the class, and use what it returns."
             )
 
         return refuse
@@ -241,8 +241,8 @@ def _warn_of_modules(hparams: Mapping[str, Any]) -> None:
     for name, value in hparams.items():
         if isinstance(value, nn.Module):
             rank_zero_warn(
-                f"Attribute {name!r} is an instance of `nn.Module` and is already saved during checkpointing, as part "
-                f"of the weights. Leave it out: self.save_hyperparameters(ignore=[{name!r}])",
+                f"Attribute {name!r} is an instance of `nn.Module`, which a checkpoint holds anyway, as part of the "
+                f"weights. Leave it out: self.save_hyperparameters(ignore=[{name!r}])",
                 stacklevel=5,
             )
 
@@ -574,7 +574,7 @@ def read_hparams_file(path: PathLike) -> dict[str, Any]:
     """
     ending = os.path.splitext(os.fspath(path))[1].lower()
     if ending not in (".csv", ".yaml", ".yml"):
-        raise ValueError(f".csv, .yml or .yaml is required for `hparams_file`, but it is {os.fspath(path)!r}")
+        raise ValueError(f"`hparams_file` is {os.fspath(path)!r}, but its ending has to be .csv, .yml or .yaml")
     with open_for_reading(path) as file:
         text = file.read().decode("utf-8")
     content = _parse_csv(text) if ending == ".csv" else _parse_yaml(text)

@@ -147,7 +147,7 @@ class Entry:
             if value.requires_grad:
                 self.total = self.total + value * batch_size
             else:
-                self.total.add_(value, alpha=batch_size)
+                self.total.add_(value * batch_size)
         elif self.reduction == "sum":
             self.total = self.total + value
         elif self.reduction == "min":
@@ -290,8 +290,13 @@ class Logbook:
                 f"`self.log({name!r}, ...)`: the name should be a str. The order is `self.log(name, value)`."
             )
         hook = self.source.where
-        entry = results.entries.get((hook, name, results.dataloader_idx))
-        if entry is None or entry.asked != asked or (entry.metric is not None and entry.metric is not value):
+        entry = results.entries.get((hook, name, results.dataloader_idx if add_dataloader_idx else None))
+        if (
+            entry is None
+            or entry.asked != asked
+            or entry.dataloader_idx != results.dataloader_idx
+            or (entry.metric is not None and entry.metric is not value)
+        ):
             _check_batch_size(name, batch_size)
             entry = self._entry(results, name, asked, value, attribute_of)
         if results.last_hook != hook:
@@ -324,7 +329,7 @@ class Logbook:
         is_metric = _is_metric(value)
         if is_metric and attribute_of is not None and flags.metric_attribute is None:
             flags = Flags(**{**vars(flags), "metric_attribute": attribute_of(name, value, None)})
-        key = (hook, name, results.dataloader_idx)
+        key = (hook, name, results.dataloader_idx if flags.add_dataloader_idx else None)
         entry = results.entries.get(key)
         if entry is None:
             if not is_metric:
@@ -337,6 +342,12 @@ class Logbook:
             raise MisconfigurationException(
                 f"You called `self.log({name!r}, ...)` twice in `{hook}` with different arguments: "
                 f"{_differences(entry.flags, flags)}. Log it under another name, or with the same arguments."
+            )
+        elif entry.dataloader_idx != results.dataloader_idx:
+            raise MisconfigurationException(
+                f"You called `self.log({name!r}, ..., add_dataloader_idx=False)` twice in `{hook}` with different "
+                f"arguments: for loader {entry.dataloader_idx} and for loader {results.dataloader_idx}. Put the index "
+                "into the name, or leave add_dataloader_idx=True."
             )
         elif is_metric:
             entry.metric = value  # made anew by the user

@@ -347,8 +347,8 @@ def end_short_epoch(run: Run) -> None:
     at = run.progress
     if not at.batch:
         raise MisconfigurationException(
-            f"`{run.train.name}` gave no batch in epoch {at.epoch}. Is it a generator, which can be walked once? Give a "
-            "DataLoader, or an object whose `__iter__` begins anew."
+            f"`{run.train.name}` gave no batch in epoch {at.epoch}. Is it a generator, which can be walked once? Give "
+            "a DataLoader, or an object whose `__iter__` begins anew."
         )
     rank_zero_warn(
         f"The train loader gave {at.batch} batches in epoch {at.epoch}, but its length says {run.train.num_batches}. "
@@ -378,8 +378,6 @@ def end_epoch(run: Run) -> None:
 
 def validate(run: Run, then: Next, clear_gradients: bool) -> None:
     """Validation inside fit; training goes on with `then` as if it had not been."""
-    if not run.val.open(run, run.progress.epoch):
-        return
     run.state.stage = RunningStage.VALIDATING
     run.enter_validation()
     if clear_gradients:  # else an open accumulation window would lose them
@@ -387,7 +385,7 @@ def validate(run: Run, then: Next, clear_gradients: bool) -> None:
     first_batch = run.training_results.first_batch
     with torch.no_grad():
         evaluate(run, run.val, "validation", then=then)
-    run.training_results.first_batch = first_batch
+    run.boundary, run.training_results.first_batch = None, first_batch
     run.logbook.results = run.training_results
     run.state.stage = RunningStage.TRAINING
     run.limits.last_validation_at_s = time.monotonic()

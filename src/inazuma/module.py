@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal, cast
 
@@ -205,6 +206,8 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
         Raises:
             RuntimeError: no Trainer has been given this module yet (in `__init__`, say).
         """
+        if self._trainer is None and self.__dict__.get("_is_exporting"):
+            raise AttributeError("trainer")  # TorchScript asks for every attribute, and takes this for an answer
         if self._trainer is None:
             raise RuntimeError(
                 f"{type(self).__qualname__} is not attached to a `Trainer`. The Trainer is known from `setup` on, "
@@ -305,7 +308,7 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
         Returns:
             The loss, a dict with the key "loss" and whatever else, or None to skip the batch.
         """
-        rank_zero_warn("`training_step` must be implemented to be used with the Lightning Trainer")
+        rank_zero_warn("`training_step` must be implemented: it returns the loss of a batch")
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate one batch: `(batch[, batch_idx[, dataloader_idx]])`. What it returns goes to the batch-end hooks."""
@@ -328,7 +331,7 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
             or a dict with "scheduler", "interval", "frequency", "monitor", "strict", "name"); a list of such dicts;
             a pair of lists; or None to train without.
         """
-        rank_zero_warn("`configure_optimizers` must be implemented to be used with the Lightning Trainer")
+        rank_zero_warn("`configure_optimizers` must be implemented: it returns what trains the weights")
 
     def configure_callbacks(self) -> Any:
         """Callbacks of this module: one or a list. They replace the Trainer's of the same type."""
@@ -392,15 +395,15 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
             gradient_clip_val = own_val or 0.0
         elif own_val is not None and own_val != gradient_clip_val:
             raise MisconfigurationException(
-                f"You have set `Trainer(gradient_clip_val={own_val!r})` and have passed "
-                f"`clip_gradients(gradient_clip_val={gradient_clip_val!r})`. Please use only one of them."
+                f"`clip_gradients(gradient_clip_val={gradient_clip_val!r})` contradicts "
+                f"Trainer(gradient_clip_val={own_val!r}). Leave one of the two out."
             )
         if gradient_clip_algorithm is None:
             gradient_clip_algorithm = own_algorithm or "norm"
         elif own_algorithm is not None and own_algorithm != gradient_clip_algorithm.lower():
             raise MisconfigurationException(
-                f"You have set `Trainer(gradient_clip_algorithm={str(own_algorithm)!r})` and have passed "
-                f"`clip_gradients(gradient_clip_algorithm={gradient_clip_algorithm!r})`. Please use only one of them."
+                f"`clip_gradients(gradient_clip_algorithm={gradient_clip_algorithm!r})` contradicts "
+                f"Trainer(gradient_clip_algorithm={str(own_algorithm)!r}). Leave one of the two out."
             )
         algorithm = GradClipAlgorithmType.parse(gradient_clip_algorithm)
         self.trainer.precision_plugin.clip_gradients(_raw(optimizer), gradient_clip_val, algorithm)
@@ -559,11 +562,11 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
 
     def _say_not_logged(self) -> None:
         if self._trainer is not None and self._trainer.barebones:
-            _said.warn("You are trying to `self.log()` but `Trainer(barebones=True)` is configured. Logging is off.")
+            _said.warn("`self.log()` does nothing while `Trainer(barebones=True)` is configured. Leave it out to log.")
         else:
             _said.warn(
-                "You are trying to `self.log()` but the `self.trainer` reference is not registered on the model yet."
-                " This is most likely because the model hasn't been passed to the `Trainer`"
+                "`self.log()` does nothing: the `self.trainer` reference is not registered, as no Trainer has this "
+                "module yet. Call it from steps and hooks during `fit`, `validate` or `test`."
             )
 
     def _attribute_of_metric(self, name: str, metric: Metric, attribute: str | None) -> str:
@@ -572,8 +575,8 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
             if child is metric:
                 return str(path)
         raise MisconfigurationException(
-            f"Could not find the `LightningModule` attribute for the `torchmetrics.Metric` logged as {name!r}. "
-            "You can fix this by setting an attribute for the metric in your `LightningModule`, or by passing "
+            f"Could not find the `LightningModule` attribute with the metric logged as {name!r}, by which a checkpoint "
+            "would know it. Assign the metric to an attribute in `__init__`, or name one: "
             f"`self.log({name!r}, ..., metric_attribute=...)`."
         )
 
@@ -648,12 +651,10 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
         if not strict and keys is not None:
             if keys.missing_keys:
                 rank_zero_warn(
-                    f"Found keys that are in the model state dict but not in the checkpoint: {keys.missing_keys}"
+                    f"The checkpoint has no values for {keys.missing_keys}: they stay as the constructor made them."
                 )
             if keys.unexpected_keys:
-                rank_zero_warn(
-                    f"Found keys that are not in the model state dict but in the checkpoint: {keys.unexpected_keys}"
-                )
+                rank_zero_warn(f"The module has no place for these values of the checkpoint: {keys.unexpected_keys}.")
         first = next((value for value in state.values() if isinstance(value, Tensor)), None)
         return module if first is None else module.to(first.device)
 
@@ -673,7 +674,10 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
 
         Raises:
             ValueError: there is no input.
+            ModuleNotFoundError: the package onnx is not installed.
         """
+        if find_spec("onnx") is None:
+            raise ModuleNotFoundError("`to_onnx` needs the package onnx: pip install inazuma[onnx]")
         with evaluating(self):
             sample = self._sample(input_sample, "to_onnx")
             kwargs.setdefault("dynamo", False)
@@ -700,8 +704,8 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
         """
         rank_zero_deprecation("`LightningModule.to_torchscript` is deprecated, as TorchScript is. Use `torch.export`.")
         if method not in ("script", "trace"):
-            raise ValueError(f"The 'method' parameter only supports 'script' or 'trace', but value given was: {method}")
-        with evaluating(self):
+            raise ValueError(f"to_torchscript(method={method!r}) is neither 'script' nor 'trace'. Use one of the two.")
+        with evaluating(self), self._exporting():
             if method == "script":
                 compiled: Any = torch.jit.script(self, **kwargs)
             else:
@@ -710,6 +714,14 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
         if file_path is not None:
             torch.jit.save(compiled, str(file_path))
         return compiled
+
+    @contextmanager
+    def _exporting(self) -> Generator[None]:
+        self.__dict__["_is_exporting"] = True
+        try:
+            yield
+        finally:
+            del self.__dict__["_is_exporting"]
 
     def _sample(self, sample: Any | None, method: str) -> Any:
         if sample is None:

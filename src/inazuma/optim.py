@@ -143,8 +143,8 @@ def _split_dict(module: LightningModule, returned: Mapping[str, Any]) -> tuple[l
         raise KeyError(f"optimizer (the dictionary that `{_where(module)}` returned has only {list(returned)})")
     if unknown := set(returned) - {"optimizer", "lr_scheduler", "monitor"}:
         rank_zero_warn(
-            f"Found unsupported keys in the optimizer configuration: {unknown}. `{_where(module)}` may return "
-            '"optimizer", "lr_scheduler" and "monitor"; the rest is ignored.',
+            f"`{_where(module)}` returned a dict with unsupported keys: {unknown}. They are ignored; it may have "
+            '"optimizer", "lr_scheduler" and "monitor".',
             category=RuntimeWarning,
         )
     optimizer = returned["optimizer"]
@@ -179,12 +179,12 @@ def _scheduler_config(scheduler: Any, monitor: str | None) -> LRSchedulerConfig:
         config = LRSchedulerConfig(scheduler)
     if isinstance(config.scheduler, ReduceLROnPlateau) and config.monitor is None:
         raise MisconfigurationException(
-            "The output of `configure_optimizers` must include a monitor when a `ReduceLROnPlateau` scheduler is used: "
-            'the scheduler steps on a metric. Return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, '
+            "The dict of a `ReduceLROnPlateau` scheduler must include a monitor: "
+            'it steps on a metric. Return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, '
             '"monitor": "val_loss"}}, with the name of something that you log.'
             if isinstance(scheduler, Mapping)
-            else "`configure_optimizers` must include a monitor when a `ReduceLROnPlateau` scheduler is used: the "
-            'scheduler steps on a metric. Return {"optimizer": optimizer, "lr_scheduler": scheduler, '
+            else "`configure_optimizers` must include a monitor for its `ReduceLROnPlateau` scheduler: "
+            'it steps on a metric. Return {"optimizer": optimizer, "lr_scheduler": scheduler, '
             '"monitor": "val_loss"}, with the name of something that you log.'
         )
     if config.monitor is not None and not isinstance(config.monitor, str):
@@ -194,8 +194,8 @@ def _scheduler_config(scheduler: Any, monitor: str | None) -> LRSchedulerConfig:
         )
     if isinstance(config.scheduler, OneCycleLR) and config.interval == "epoch":
         rank_zero_warn(
-            "A `OneCycleLR` scheduler steps once per epoch here, because its 'interval' is 'epoch'. Are you sure you "
-            "didn't mean 'interval': 'step'?",
+            "A `OneCycleLR` scheduler steps once per epoch here, because its 'interval' is 'epoch'. It is made to step "
+            "after each batch: 'interval': 'step'.",
             category=RuntimeWarning,
         )
     return config
@@ -208,8 +208,8 @@ def _manual_scheduler_config(scheduler: Any, monitor: str | None) -> LRScheduler
     unused = [key for key in scheduler if key in ("monitor", "strict", "reduce_on_plateau")]
     if unused:
         rank_zero_warn(
-            f"The lr scheduler dict contains the key(s) {unused}, but the keys will be ignored: in manual optimization "
-            "you call `lr_scheduler.step()` yourself, and pass it the metric.",
+            f"The dict of an lr scheduler has {unused}, which mean nothing in manual optimization, where you call "
+            "`lr_scheduler.step()` yourself and pass it the metric. Remove them.",
             category=RuntimeWarning,
         )
     return _from_dict({key: value for key, value in scheduler.items() if key not in unused}, reduce_on_plateau=False)
@@ -219,19 +219,18 @@ def _from_dict(given: Mapping[str, Any], reduce_on_plateau: bool) -> LRScheduler
     known = LRSchedulerConfig.__dataclass_fields__
     if unknown := set(given) - set(known):
         rank_zero_warn(
-            f"Found unsupported keys in the lr scheduler dict: {unknown}. It may have {list(known)}; the rest is "
-            "ignored.",
+            f"The dict of an lr scheduler has unsupported keys: {unknown}. They are ignored; known are {list(known)}.",
             category=RuntimeWarning,
         )
     if "scheduler" not in given:
         raise MisconfigurationException(
-            f'The lr scheduler dict must have the key "scheduler" with the lr scheduler itself; it has {list(given)}.'
+            f'The dict of an lr scheduler must hold it under the key "scheduler"; this one has {list(given)}.'
         )
     values = {key: value for key, value in given.items() if key in known}
     config = LRSchedulerConfig(**{"reduce_on_plateau": reduce_on_plateau, **values})
     if config.interval not in ("step", "epoch"):
         raise MisconfigurationException(
-            f'The "interval" key in lr scheduler dict must be "step" or "epoch" but is {config.interval!r}.'
+            f'The "interval" of an lr scheduler is {config.interval!r}. Use "step" or "epoch".'
         )
     if not isinstance(config.frequency, int) or config.frequency < 1:
         raise MisconfigurationException(
@@ -256,7 +255,7 @@ def _check_scheduler(module: LightningModule, config: LRSchedulerConfig, optimiz
     owner = getattr(scheduler, "optimizer", None)
     if owner is not None and not any(owner is optimizer for optimizer in optimizers):
         raise MisconfigurationException(
-            f"The lr scheduler `{name}` is attached with an optimizer that wasn't returned from `{_where(module)}`, so "
+            f"The lr scheduler `{name}` belongs to an optimizer that `{_where(module)}` did not return, so "
             "it would change no learning rate of this fit. Build it on one of the returned optimizers."
         )
     if (
@@ -265,7 +264,7 @@ def _check_scheduler(module: LightningModule, config: LRSchedulerConfig, optimiz
         and not _steps_schedulers_itself(module)
     ):
         raise MisconfigurationException(
-            f"The provided lr scheduler `{name}` doesn't follow PyTorch's LRScheduler API, so it is not known how to "
+            f"`{name}` is used as an lr scheduler but is no `LRScheduler` of PyTorch, so it is not known how to "
             "step it. Override `lr_scheduler_step(self, scheduler, metric)` in your module, or use a torch scheduler."
         )
 
@@ -293,14 +292,14 @@ def monitored_metric(config: LRSchedulerConfig, metrics: Mapping[str, Any]) -> A
     name = type(config.scheduler).__name__
     if config.strict:
         raise MisconfigurationException(
-            f"{name} conditioned on metric {config.monitor} which is not available. Available metrics are: "
-            f"{list(metrics)}.{_did_you_mean(config.monitor, metrics)} Log it with `self.log({config.monitor!r}, ...)`"
+            f"{name} conditioned on metric {config.monitor} cannot step, as nothing of this name was logged. "
+            f"Known are: {list(metrics)}.{_did_you_mean(config.monitor, metrics)} "
+            f"Log it with `self.log({config.monitor!r}, ...)`"
             ', or set "strict": False in the lr scheduler dict to skip the scheduler while the metric is missing.'
         )
     rank_zero_warn(
-        f"{name} conditioned on metric {config.monitor} which is not available but strict is set to False, so the "
-        "scheduler is skipped. Available metrics are: "
-        f"{list(metrics)}.",
+        f"{name} conditioned on metric {config.monitor} did not step, as nothing of this name was logged and "
+        f'"strict" is False. Known are: {list(metrics)}.',
         category=RuntimeWarning,
     )
     return None

@@ -237,8 +237,8 @@ class Limits:
             bounded = self.max_steps != -1 or has_timer
             if not bounded:
                 rank_zero_warn(
-                    "`max_epochs` was not set. Setting it to 1000 epochs. To train without an epoch limit,"
-                    " set `max_epochs=-1`.",
+                    "`max_epochs` was not set, and no other limit either, so training ends after 1000 epochs. "
+                    "Say how many you want, or max_epochs=-1 for no end.",
                     category=PossibleUserWarning,
                 )
             self.max_epochs = -1 if bounded else 1000
@@ -270,8 +270,8 @@ class Limits:
         if "min" not in self.said:
             self.said.add("min")
             rank_zero_info(
-                f"Trainer was signaled to stop but the required `min_epochs={self.min_epochs!r}` or"
-                f" `min_steps={self.min_steps!r}` has not been met. Training will continue..."
+                f"Trainer was signaled to stop, but goes on until both `min_epochs={self.min_epochs!r}` and "
+                f"`min_steps={self.min_steps!r}` are done."
             )
         return False
 
@@ -307,7 +307,7 @@ class Limits:
             return True
         if self.val_time_interval_s is not None:
             return time.monotonic() - self.last_validation_at_s >= self.val_time_interval_s
-        if self.validates_at_epoch_end and self.check_val_every_n_epoch is not None:
+        if self.val_check_batch == math.inf or (self.validates_at_epoch_end and self.check_val_every_n_epoch):
             return at.is_last_batch
         assert self.val_check_batch is not None
         count = at.total_batches if self.check_val_every_n_epoch is None else at.batch
@@ -328,8 +328,8 @@ class Limits:
             self.val_check_batch = interval
             if validates and self.check_val_every_n_epoch is not None and interval > num_batches:
                 raise ValueError(
-                    f"Trainer(val_check_interval={interval}) must be less than or equal to the number of the training "
-                    f"batches ({num_batches}): validation would never run. Use {num_batches} or less, or "
+                    f"Trainer(val_check_interval={interval}) asks for validation after {interval} batches, but an "
+                    f"epoch has only {num_batches}, so validation would never run. Use {num_batches} or less, or "
                     "check_val_every_n_epoch=None to count batches across epochs, or limit_val_batches=0 to switch "
                     "validation off."
                 )
@@ -337,8 +337,8 @@ class Limits:
             if interval != 1.0:
                 raise MisconfigurationException(
                     f"Trainer(val_check_interval={interval!r}) is a share of an epoch, but the train loader has no "
-                    "length (an IterableDataset?). It must be time based, `1.0` or an int: "
-                    "an int k validates every k training batches."
+                    "length (an IterableDataset?). Use 1.0 for the end of the epoch, an int for a number of training "
+                    "batches, or a time such as '00:01:00:00'."
                 )
             self.val_check_batch = math.inf
         else:

@@ -8,6 +8,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from inazuma.errors import SIGTERMException
+from inazuma.ranks import rank_zero_info
 
 
 class Signals:
@@ -43,4 +44,5 @@ class Signals:
             SIGTERMException: it did; the process ends with the exit code 143 (128 + SIGTERM) if nobody catches it.
         """
         if self.received_sigterm:
+            rank_zero_info("SIGTERM received: the run ends here.")
             raise SIGTERMException(128 + signal.SIGTERM)

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
+from types import FrameType
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -466,11 +467,11 @@ class Trainer:
         logbook = Logbook(hooks, self._reduce_logged, self.strategy.root_device, self.loggers)
         module.attach_logbook(None if self.barebones else logbook)
         fn = self.state.fn
-        loaders = {
-            stage: _loaders(stage, given.get(stage), module, datamodule, str(fn), self.limits)
-            for stage in ("train", "val", "test", "predict")
-        }
         previous = self._run
+        loaders = {} if previous is None else dict(previous.loaders)  # a test does not forget how long training was
+        for stage in ("train", "val", "test", "predict"):
+            if stage in given or stage not in loaders:
+                loaders[stage] = _loaders(stage, given.get(stage), module, datamodule, str(fn), self.limits)
         self._run = Run(
             module=module,
             datamodule=datamodule,
@@ -601,6 +602,9 @@ class Trainer:
                     yield
             else:
                 yield
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_run": None}  # loaders, optimizers and hooks of a run cannot be copied
 
     @property
     def _of_run(self) -> Run:
@@ -1003,11 +1007,16 @@ def _with_compiled_steps(original: LightningModule, compiled: Any) -> LightningM
     return original
 
 
+def _is_ours(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).startswith("inazuma.")
+
+
 def _note(error: BaseException, run: Run) -> None:
     """Add to an exception where in the run it happened."""
     message_first(error)
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    is_running = any(frame.f_globals is vars(loop) for frame in frames)
+    # Errors of ours say enough; those of datasets and workers come out of the loop with no hook at work.
+    is_running = any(frame.f_globals is vars(loop) for frame in frames) and not _is_ours(frames[-1])
     if not isinstance(error, Exception) or not hasattr(error, "add_note") or not (run.hooks.where or is_running):
         return
     at, where = run.progress, f"In `{run.hooks.where}`"

@@ -91,7 +91,7 @@ def convert_tensors_to_scalars(tree: Any) -> Any:
 def _to_scalar(tensor: Tensor) -> int | float | bool | complex:
     if tensor.numel() != 1:
         raise ValueError(
-            f"The metric `{tensor}` does not contain a single element, thus it cannot be converted to a scalar: "
+            f"The metric `{tensor}` is no scalar, as it does not contain a single element: "
             f"its shape is {list(tensor.shape)}. Reduce it first, for example with `.mean()`."
         )
     return tensor.item()

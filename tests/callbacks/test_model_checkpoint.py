@@ -770,7 +770,7 @@ def test_a_directory_with_files_of_another_run_is_warned_of(tmp_path: Path) -> N
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer.fit(make_model(inazuma, [0.1]), loader(BATCHES), loader(1))
-    assert [w for w in caught if f"Checkpoint directory {tmp_path} exists and is not empty" in str(w.message)]
+    assert [w for w in caught if f"directory {tmp_path} of ModelCheckpoint exists and is not empty" in str(w.message)]
 
 
 def test_a_resumed_run_is_not_warned_of_its_own_files(tmp_path: Path) -> None:

@@ -104,9 +104,7 @@ def test_every_structure_gives_what_lightnings_gives(mode: str, structure: str) 
 
 
 def test_an_unknown_mode_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(
-        ValueError, match=r"Unsupported mode 'foo', please select one of: \['min_size', 'max_size_cycle'"
-    ):
+    with pytest.raises(ValueError, match=r"Unsupported mode 'foo' in .* Use one of \['min_size', 'max_size_cycle'"):
         CombinedLoader([range(2)], "foo")
 
 
@@ -189,13 +187,13 @@ def test_limits_do_nothing_side_by_side(mode: str) -> None:
 
 def test_there_is_a_limit_for_each_loader() -> None:
     loader = CombinedLoader([range(2), range(2)], "sequential")
-    with pytest.raises(ValueError, match=r"number of limits \(1\) and number of iterables \(2\)"):
+    with pytest.raises(ValueError, match=r"number of limits: 1 given for 2 loaders"):
         loader.limits = [1]
 
 
 def test_other_loaders_take_the_places_in_the_structure() -> None:
     loader = CombinedLoader({"a": range(2), "b": [range(2), range(3)]})
-    with pytest.raises(ValueError, match=r"Mismatch in flattened length \(1\) and existing length \(3\)"):
+    with pytest.raises(ValueError, match=r"Mismatch in flattened length: 1 given, 3 there"):
         loader.flattened = [range(1)]
     assert loader.flattened == [range(2), range(2), range(3)]
     loader.flattened = [range(4), range(5), range(6)]

@@ -80,7 +80,7 @@ def test_true_precisions_convert_floats_and_nothing_else(precision: Precision, d
 @pytest.mark.parametrize("flag", ["16", "bf16", "32-true", 16])
 def test_half_precision_refuses_other_flags(flag: Any) -> None:
     with pytest.raises(
-        ValueError, match=rf"HalfPrecision\(precision={flag!r}\)`. Precision must be '16-true' or 'bf16-tru"
+        ValueError, match=rf"HalfPrecision\(precision={flag!r}\)` is not half the width. Use '16-true' or"
     ):
         HalfPrecision(flag)
 

@@ -40,13 +40,13 @@ def with_defaults(
     bars = [callback for callback in own if isinstance(callback, ProgressBar)]
     if len(bars) > 1:
         raise MisconfigurationException(
-            f"You added multiple progress bar callbacks to the Trainer, but currently only one is supported: {bars}."
+            f"You added multiple progress bar callbacks: {bars}. They would draw over each other. Give the Trainer one."
         )
     if enable_checkpointing is not False and not any(isinstance(c, Checkpoint) for c in own):
         own.append(ModelCheckpoint())
     if max_time is not None:
         if any(isinstance(callback, Timer) for callback in own):
-            rank_zero_info("Ignoring `Trainer(max_time=...)`, callbacks list already contains a Timer.")
+            rank_zero_info("Ignoring `Trainer(max_time=...)`: the Timer among the callbacks decides. Remove either.")
         else:
             own.append(Timer(duration=parse_duration(max_time, "Trainer(max_time=...)"), interval="step"))
     if enable_progress_bar is not False and not bars:
@@ -79,9 +79,9 @@ def _check_state_keys(callbacks: Sequence[Callback]) -> None:
         if overrides(callback, "state_dict", Callback):
             if callback.state_key in seen:
                 raise RuntimeError(
-                    f"Found more than one stateful callback of type `{type(callback).__name__}`. In the current "
-                    "configuration, this callback does not support being saved alongside other instances of the same "
-                    "type. Please consult the documentation of `state_key`."
+                    f"Found more than one stateful callback with the `state_key` {callback.state_key!r}: a checkpoint "
+                    f"could keep the state of only one of them. Override `{type(callback).__name__}.state_key` so that "
+                    "it tells them apart."
                 )
             seen.add(callback.state_key)
 
@@ -102,8 +102,8 @@ def with_module_callbacks(callbacks: list[Callback], module: LightningModule) ->
     replaced = [c for c in callbacks if any(issubclass(kind, type(c)) for kind in kinds)]
     if replaced:
         rank_zero_info(
-            "The following callbacks returned in `LightningModule.configure_callbacks` will override existing "
-            f"callbacks passed to Trainer: {sorted(type(callback).__name__ for callback in replaced)}"
+            "`LightningModule.configure_callbacks` returned callbacks of the same type as these of the Trainer, and "
+            f"takes their place: {sorted(type(callback).__name__ for callback in replaced)}"
         )
     merged = [callback for callback in callbacks if callback not in replaced] + own
     _check_state_keys(merged)

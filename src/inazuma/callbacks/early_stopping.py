@@ -201,8 +201,8 @@ class EarlyStopping(Callback):
             return EarlyStoppingReason.NOT_STOPPED, ""
         return (
             EarlyStoppingReason.PATIENCE_EXHAUSTED,
-            f"Monitored metric {self.monitor} did not improve in the last {self.wait_count} checks. "
-            f"Best score: {self.best_score:.3f}. Signaling Trainer to stop.",
+            f"{self.monitor} did not improve in the last {self.wait_count} checks; the best of all is "
+            f"{self.best_score:.3f}. Signaling Trainer to stop.",
         )
 
     def _tell_missing(self, metrics: Mapping[str, Tensor]) -> None:

@@ -50,10 +50,9 @@ def find(
         if model_is_given:
             return None
         rank_zero_warn(
-            f"`.{fn}(ckpt_path=None)` was called without a model."
-            " The best model of the previous `fit` call will be used."
-            f" You can pass `.{fn}(ckpt_path='best')` to use the best model or `.{fn}(ckpt_path='last')` to use the"
-            " last model. If you pass a value, this warning will be silenced."
+            f"`.{fn}()` was called without a model and without `ckpt_path`, so the best checkpoint of the last `fit` "
+            f"is loaded. Say which one you mean to silence this: `.{fn}(ckpt_path='best')` or "
+            f"`.{fn}(ckpt_path='last')`."
         )
         ckpt_path = "best"
     if ckpt_path == "best":
@@ -67,25 +66,25 @@ def _best(fn: TrainerFn, callbacks: Sequence[Callback], fast_dev_run: bool) -> s
     with_best = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
     if not with_best:
         raise ValueError(
-            f'`.{fn}(ckpt_path="best")` is set but `ModelCheckpoint` is not configured. Enable checkpointing, or give '
-            "the path of a file."
+            f'`.{fn}(ckpt_path="best")` is set but the Trainer has no `ModelCheckpoint`, which would know the best. '
+            "Enable checkpointing, or give the path of a file."
         )
     if len(with_best) > 1:
         rank_zero_warn(
-            f'`.{fn}(ckpt_path="best")` is called with Trainer configured with multiple `ModelCheckpoint` callbacks. '
-            "The best checkpoint path from first checkpoint callback will be used."
+            f'`.{fn}(ckpt_path="best")` finds {len(with_best)} `ModelCheckpoint` callbacks in the Trainer, and asks '
+            "only the first for its best. Give the path of a file to choose another."
         )
     path = with_best[0].best_model_path
     if path:
         return path
     if fast_dev_run:
         raise ValueError(
-            f'You cannot execute `.{fn}(ckpt_path="best")` with `fast_dev_run=True`, which saves nothing. Please pass '
-            f"an exact checkpoint path to `.{fn}(ckpt_path=...)`."
+            f'You cannot execute `.{fn}(ckpt_path="best")` after a `fast_dev_run`, which saves nothing. Give the path '
+            f"of a file: `.{fn}(ckpt_path=...)`."
         )
     raise ValueError(
-        f'`.{fn}(ckpt_path="best")` is set but `ModelCheckpoint` is not configured to save the best model: it has '
-        "saved nothing yet. Call `fit` first, or give the path of a file."
+        f'`.{fn}(ckpt_path="best")` is set but there is no best checkpoint: `ModelCheckpoint` has saved nothing yet. '
+        "Call `fit` first, or give the path of a file."
     )
 
 
@@ -99,8 +98,8 @@ def _last(fn: TrainerFn, callbacks: Sequence[Callback], trainer: Trainer) -> str
     found = [path for path in candidates if files.exists(path)]
     if not found:
         rank_zero_warn(
-            f'.{fn}(ckpt_path="last") is set, but there is no last checkpoint available. No checkpoint will be loaded. '
-            "HINT: Set `ModelCheckpoint(..., save_last=True)`."
+            f'`.{fn}(ckpt_path="last")` loads nothing, as there is no last checkpoint available. '
+            "`ModelCheckpoint(..., save_last=True)` keeps one."
         )
         return None
     return max(found, key=files.modified_at)

@@ -34,12 +34,12 @@ class GradientAccumulationScheduler(Callback):
         if any(not isinstance(epoch, int) or epoch < 0 for epoch in scheduling):
             raise MisconfigurationException(
                 f"GradientAccumulationScheduler(scheduling={scheduling}): the keys are epochs. "
-                f"Epoch should be an int greater than or equal to 0. Got {list(scheduling)}."
+                f"An epoch should be an int, 0 or more, but these are {list(scheduling)}."
             )
         if any(not isinstance(factor, int) or factor < 1 for factor in scheduling.values()):
             raise MisconfigurationException(
                 f"GradientAccumulationScheduler(scheduling={scheduling}): the values are batches per optimizer step. "
-                f"Accumulation factor should be an int greater than 0. Got {list(scheduling.values())}."
+                f"Such a factor should be an int, 1 or more, but these are {list(scheduling.values())}."
             )
         self.scheduling = {0: 1, **scheduling}
         self.epochs = sorted(self.scheduling)
@@ -62,15 +62,14 @@ class GradientAccumulationScheduler(Callback):
         """
         if not pl_module.automatic_optimization:
             raise RuntimeError(
-                "Automatic gradient accumulation and the `GradientAccumulationScheduler` are not supported for manual "
-                f"optimization: `{type(pl_module).__name__}.training_step` decides itself when to step. Remove the "
-                "callback, or switch to automatic optimization."
+                "GradientAccumulationScheduler: accumulation is not supported for manual optimization, where "
+                f"`{type(pl_module).__name__}.training_step` decides itself when to step. Leave the callback out, or "
+                "optimize automatically."
             )
         if trainer.accumulate_grad_batches not in (1, self._factor):
             raise ValueError(
-                "You have set `accumulate_grad_batches` and are using the `GradientAccumulationScheduler` callback: "
-                f"Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches}) would be overwritten. Remove one "
-                "of the two."
+                f"Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches}) would be overwritten by the "
+                "`GradientAccumulationScheduler`, which gives each epoch its factor. Remove one of the two."
             )
         self._set(trainer)
 

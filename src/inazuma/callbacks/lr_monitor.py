@@ -41,8 +41,8 @@ class LearningRateMonitor(Callback):
         super().__init__()
         if logging_interval not in (None, "step", "epoch"):
             raise MisconfigurationException(
-                f"LearningRateMonitor(logging_interval={logging_interval!r}): logging_interval should be `step` or "
-                "`epoch` or `None`."
+                f"LearningRateMonitor(logging_interval={logging_interval!r}): `logging_interval` can be 'step', "
+                "'epoch' or None."
             )
         self.logging_interval = logging_interval
         self.log_momentum = log_momentum
@@ -59,8 +59,8 @@ class LearningRateMonitor(Callback):
         """
         if not trainer.loggers:
             raise MisconfigurationException(
-                "Cannot use `LearningRateMonitor` callback with `Trainer` that has no logger: there is nowhere to log "
-                "to. Remove the callback, or give Trainer(logger=...)."
+                "Cannot use `LearningRateMonitor` without a logger: there is nowhere to log the rates to. Remove the "
+                "callback, or give Trainer(logger=...)."
             )
         groups = [name for optimizer, prefix, _ in _optimizers(trainer) for name, _ in _groups(optimizer, prefix)]
         self.lrs = {name: [] for name in groups}
@@ -136,7 +136,7 @@ def _groups(optimizer: Optimizer, prefix: str) -> list[tuple[str, dict[str, Any]
     names = [str(group.get("name", f"pg{number}")) for number, group in enumerate(groups, start=1)]
     if twice := {name for name in names if names.count(name) > 1}:
         raise MisconfigurationException(
-            "A single `Optimizer` cannot have multiple parameter groups with identical `name` values: "
-            f"{prefix} has duplicated parameter group names {twice}. Give each group its own."
+            f"{prefix} has duplicated parameter group names {twice}, and learning rates are logged by these names. "
+            "Give each group of the optimizer its own."
         )
     return [(f"{prefix}/{name}", group) for name, group in zip(names, groups, strict=True)]

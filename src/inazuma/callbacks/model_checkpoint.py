@@ -427,7 +427,7 @@ class ModelCheckpoint(Checkpoint):
         if trainer.ckpt_path and Path(dirpath) in Path(files.resolve(trainer.ckpt_path)).parents:
             return
         if files.listdir(dirpath):
-            rank_zero_warn(f"Checkpoint directory {dirpath} exists and is not empty.")
+            rank_zero_warn(f"The directory {dirpath} of ModelCheckpoint exists and is not empty: runs may mix there.")
 
     def format_checkpoint_name(
         self,

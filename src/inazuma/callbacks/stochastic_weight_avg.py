@@ -63,14 +63,14 @@ class StochasticWeightAveraging(Callback):
         super().__init__()
         lrs = swa_lrs if isinstance(swa_lrs, list) else [swa_lrs]
         if not lrs or not all(isinstance(lr, float) and lr > 0 for lr in lrs):
-            raise _bad("swa_lrs", swa_lrs, "The `swa_lrs` should be a positive float, or a list of positive floats.")
+            raise _bad("swa_lrs", swa_lrs, "Give a float above 0, or a list of them for the groups.")
         is_number = isinstance(swa_epoch_start, int) and swa_epoch_start >= 1
         is_share = isinstance(swa_epoch_start, float) and 0 <= swa_epoch_start <= 1
         if not (is_number or is_share):
             raise _bad(
                 "swa_epoch_start",
                 swa_epoch_start,
-                "swa_epoch_start should be a >0 integer or a float between 0 and 1.",
+                "Give the number of an epoch, 1 or more, or a share of all epochs from 0.0 to 1.0.",
             )
         if not isinstance(annealing_epochs, int) or annealing_epochs < 0:
             raise _bad("annealing_epochs", annealing_epochs, "It is a number of epochs, 0 or more.")
@@ -79,7 +79,7 @@ class StochasticWeightAveraging(Callback):
         if avg_fn is not None and not callable(avg_fn):
             raise _bad("avg_fn", avg_fn, "The `avg_fn` should be callable.")
         if device is not None and not isinstance(device, (torch.device, str)):
-            raise _bad("device", device, "device is expected to be a torch.device, a str or None.")
+            raise _bad("device", device, "Give a torch.device, its name, or None for the module's.")
         self._swa_lrs = swa_lrs
         self._swa_epoch_start = swa_epoch_start
         self._annealing_epochs = annealing_epochs
@@ -196,8 +196,8 @@ class StochasticWeightAveraging(Callback):
             )
         if len(trainer.lr_scheduler_configs) > 1:
             raise MisconfigurationException(
-                "SWA currently not supported for more than 1 `lr_scheduler`; `configure_optimizers` returned "
-                f"{len(trainer.lr_scheduler_configs)}. SWA replaces the scheduler: return one, or none."
+                "SWA takes the place of the `lr_scheduler`, and of only one: `configure_optimizers` returned "
+                f"{len(trainer.lr_scheduler_configs)}. Return one, or none."
             )
         groups = len(trainer.optimizers[0].param_groups)
         if isinstance(self._swa_lrs, list) and len(self._swa_lrs) != groups:
@@ -253,7 +253,7 @@ class StochasticWeightAveraging(Callback):
             return
         replaced = configs[0]
         if replaced.interval != "epoch" or replaced.frequency != 1:
-            rank_zero_warn(f"SWA is currently only supported every epoch. Found {replaced}, which it replaces.")
+            rank_zero_warn(f"SWA steps once per epoch. Its schedule replaces {replaced}, which steps otherwise.")
         rank_zero_info(f"Swapping scheduler `{type(replaced.scheduler).__name__}` for `SWALR`")
         configs[0] = LRSchedulerConfig(self._scheduler)
 

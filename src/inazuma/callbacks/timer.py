@@ -47,7 +47,7 @@ class Timer(Callback):
         if interval not in list(Interval):
             raise MisconfigurationException(
                 f"Unsupported parameter value `Timer(interval={interval!r})`. "
-                f"Possible choices are: {', '.join(word.value for word in Interval)}."
+                f"Its choices are: {', '.join(word.value for word in Interval)}."
             )
         self._duration_s = None if duration is None else parse_duration(duration, "Timer(duration=...)").total_seconds()
         self._interval = Interval(interval)
@@ -139,7 +139,7 @@ class Timer(Callback):
         is_up = trainer.strategy.broadcast(self.time_elapsed() >= self._duration_s)
         if is_up and self._verbose and not trainer.should_stop:
             elapsed = timedelta(seconds=int(self.time_elapsed()))
-            rank_zero_info(f"Time limit reached. Elapsed time is {elapsed}. Signaling Trainer to stop.")
+            rank_zero_info(f"Time limit reached: {elapsed} of training have passed. Signaling Trainer to stop.")
         trainer.should_stop = trainer.should_stop or is_up
 
 

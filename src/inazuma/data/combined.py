@@ -37,7 +37,7 @@ class CombinedLoader(Iterable[tuple[Any, int, int]]):
 
     def __init__(self, iterables: Any, mode: str = "min_size") -> None:
         if mode not in MODES:
-            raise ValueError(f"Unsupported mode {mode!r}, please select one of: {list(MODES)}.")
+            raise ValueError(f"Unsupported mode {mode!r} in CombinedLoader(mode=...). Use one of {list(MODES)}.")
         self._mode = mode
         self._flattened, self._structure = tree_flatten(iterables, is_leaf=_is_loader)
         self._limits: list[int | float] | None = None
@@ -63,8 +63,8 @@ class CombinedLoader(Iterable[tuple[Any, int, int]]):
     def flattened(self, loaders: Sequence[Any]) -> None:
         if len(loaders) != len(self._flattened):
             raise ValueError(
-                f"Mismatch in flattened length ({len(loaders)}) and existing length ({len(self._flattened)}): give one "
-                "loader for each of the present ones."
+                f"Mismatch in flattened length: {len(loaders)} given, {len(self._flattened)} there. Give one loader "
+                "for each of the present ones."
             )
         self._flattened = list(loaders)
 
@@ -101,7 +101,8 @@ class CombinedLoader(Iterable[tuple[Any, int, int]]):
             limits = [limits] * len(self._flattened)
         elif limits is not None and len(limits) != len(self._flattened):
             raise ValueError(
-                f"Mismatch in number of limits ({len(limits)}) and number of iterables ({len(self._flattened)})."
+                f"Mismatch in number of limits: {len(limits)} given for {len(self._flattened)} loaders. Give one for "
+                "each, or a single number for all."
             )
         self._limits = None if limits is None else list(limits)
 

@@ -254,10 +254,10 @@ def message_first(error: BaseException) -> None:
         return
     lines = text.rstrip().splitlines()
     behind = 1 + max(index for index, line in enumerate(lines) if line.startswith("  "))
-    if behind < len(lines):
-        error.args = (
-            type(text)("\n".join([*lines[behind:], "", *lines[:behind]])),
-        )  # torch gives KeyError its own str
+    kind = type(error)
+    said = "\n".join(lines[behind:]).removeprefix(f"{kind.__module__}.").removeprefix(f"{kind.__qualname__}: ")
+    if said:
+        error.args = (type(text)("\n".join([said, "", *lines[:behind]])),)  # torch gives KeyError its own kind of str
 
 
 def request_error(stage: str) -> MisconfigurationException:

@@ -49,7 +49,7 @@ def _owner(hook: str, module: DataHooks, datamodule: DataHooks | None) -> Callab
         return getattr(module, hook)  # type: ignore[no-any-return]
     if overrides(module, hook, DataHooks):
         rank_zero_warn(
-            f"You have overridden `{hook}` in both `LightningModule` and `LightningDataModule`. "
-            "It will use the implementation from `LightningDataModule` instance."
+            f"You have overridden `{hook}` in both the module and the datamodule. Only the datamodule's is called: "
+            "remove the other."
         )
     return getattr(datamodule, hook)  # type: ignore[no-any-return]

@@ -34,12 +34,12 @@ class MixedPrecision(Precision):
     def __init__(self, precision: str, device: str | torch.device, scaler: GradScaler | None = None) -> None:
         if precision not in ("16-mixed", "bf16-mixed"):
             raise ValueError(
-                f"Passed `MixedPrecision(precision={precision!r})`. Precision must be '16-mixed' or 'bf16-mixed'."
+                f"`MixedPrecision(precision={precision!r})` mixes nothing. Use '16-mixed' or 'bf16-mixed'."
             )
         if precision == "bf16-mixed" and scaler is not None:
             raise MisconfigurationException(
-                f"`precision='bf16-mixed'` does not use a scaler, found {scaler}: bfloat16 has the range of float32. "
-                "Leave out `scaler`, or use '16-mixed'."
+                f"`MixedPrecision('bf16-mixed', scaler={scaler})`: bfloat16 has the range of float32 and does not use "
+                "a scaler. Leave it out, or use '16-mixed'."
             )
         self.precision = precision
         self.device = torch.device(device).type
@@ -68,7 +68,7 @@ class MixedPrecision(Precision):
             return super().step(optimizer, closure, ready, **kwargs)
         if isinstance(optimizer, LBFGS):
             raise MisconfigurationException(
-                "AMP and the LBFGS optimizer are not compatible: LBFGS runs forward and backward several times in one "
+                "A loss scaler and LBFGS are not compatible: LBFGS runs forward and backward several times in one "
                 "step, and a scaled loss cannot be compared between them. Use precision='bf16-mixed' or '32-true'."
             )
         loss = closure()

@@ -23,7 +23,7 @@ class HalfPrecision(Precision):
     def __init__(self, precision: str = "16-true") -> None:
         if precision not in ("16-true", "bf16-true"):
             raise ValueError(
-                f"Passed `HalfPrecision(precision={precision!r})`. Precision must be '16-true' or 'bf16-true'."
+                f"`HalfPrecision(precision={precision!r})` is not half the width. Use '16-true' or 'bf16-true'."
             )
         self.precision = precision
         self._dtype = torch.bfloat16 if precision == "bf16-true" else torch.float16

@@ -38,17 +38,17 @@ def select(flag: str | int | None, device: torch.device) -> Precision:
     name = ALIASES.get(str(flag), str(flag))
     if name not in FLAGS:
         allowed = (*FLAGS, *ALIASES, *(int(alias) for alias in ALIASES if alias.isdigit()))
-        raise ValueError(f"Precision {flag!r} is invalid. Allowed precision values: {allowed}.")
+        raise ValueError(f"Precision {flag!r} is invalid. Use one of {allowed}.")
     if str(flag) in ("16", "bf16"):
         rank_zero_warn(
-            f"`precision={flag}` is supported for historical reasons but its usage is discouraged: it does not say "
+            f"`precision={flag}` is supported for historical reasons, but has two readings: it does not say "
             f"that only the computation has 16 bits. Write precision={name!r}, which means the same."
         )
     if name == "16-mixed" and device.type == "cpu":
         name = "bf16-mixed"
         rank_zero_warn(
-            "`Trainer(accelerator='cpu', precision='16-mixed')`: AMP with fp16 is not supported on CPU. Using "
-            f"`precision={name!r}` instead; write that to silence this warning."
+            f"`Trainer(accelerator='cpu', precision='16-mixed')`: fp16 is not supported on CPU, so "
+            f"`precision={name!r}` is used instead. Write that to silence this warning."
         )
     if name in ("16-mixed", "bf16-mixed"):
         rank_zero_info(f"Using {name}: weights in float32, computation in 16 bits where torch.autocast finds it safe.")

@@ -35,6 +35,5 @@ def select(profiler: Profiler | str | None) -> Profiler:
         made: Profiler = NAMED[profiler.lower()]()
         return made
     raise MisconfigurationException(
-        f"Trainer(profiler={profiler!r}): when passing string value for the `profiler` parameter of `Trainer`, it can "
-        f"only be one of {list(NAMED)}; else give a Profiler."
+        f"Trainer(profiler={profiler!r}) is neither a Profiler nor the name of one. The names are {list(NAMED)}."
     )

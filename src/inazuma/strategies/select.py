@@ -28,8 +28,8 @@ def select(
             )
         if strategy.world_size > 1:
             raise MisconfigurationException(
-                f"Trainer(strategy={strategy!r}) has {strategy.world_size} processes; this version of inazuma trains in "
-                "one. Use strategy='auto'."
+                f"Trainer(strategy={strategy!r}) has {strategy.world_size} processes; this version of inazuma "
+                "trains in one. Use strategy='auto'."
             )
         return strategy
     if strategy not in ("auto", "single_device"):

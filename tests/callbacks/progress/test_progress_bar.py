@@ -156,7 +156,7 @@ def test_a_metric_that_hides_the_version_is_warned_of_once() -> None:
     run = trainer(bar, logger=CSVLogger("logs"))
     model = Hiding()
     run.fit(model)
-    with pytest.warns(UserWarning, match="already tracks a metric with the name.s. 'v_num'.*Log under another name"):
+    with pytest.warns(UserWarning, match="shows a value of its own as 'v_num'.*Log under another name"):
         assert bar.get_metrics(run, model)["v_num"] == 7.0
     assert bar.get_metrics(run, model)["v_num"] == 7.0
 

@@ -22,11 +22,14 @@ class ProgressBar(Callback):
     Example::
 
         class Percent(ProgressBar):
-            def enable(self): self.on = True
-            def disable(self): self.on = False
+            shown = True
 
-            def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-                print(f"{(batch_idx + 1) / self.total_train_batches:.0%}", end="\\r")
+            def enable(self): self.shown = True
+            def disable(self): self.shown = False
+
+            def on_train_batch_end(self, *args):
+                done = 1 + args[-1]  # the last argument is the index of the batch
+                print(f"{done / self.total_train_batches:.0%}", end="\\r" if self.shown else "")
     """
 
     def __init__(self) -> None:
@@ -143,9 +146,8 @@ class ProgressBar(Callback):
         logged = trainer.progress_bar_metrics
         for name in standard.keys() & logged.keys():
             _said.warn(
-                f"The progress bar already tracks a metric with the name(s) '{name}', and "
-                f"`self.log({name!r}, ..., prog_bar=True)` hides it. Log under another name, "
-                "or override `get_metrics()` of the progress bar."
+                f"The progress bar shows a value of its own as {name!r}, and `self.log({name!r}, ..., prog_bar=True)` "
+                "hides it. Log under another name, or override `get_metrics()` of the progress bar."
             )
         return {**standard, **logged}
 

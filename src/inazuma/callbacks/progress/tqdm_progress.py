@@ -36,9 +36,9 @@ class TQDMProgressBar(PacedProgressBar):
 
         class MyBar(TQDMProgressBar):
             def init_validation_tqdm(self):
-                bar = super().init_validation_tqdm()
-                bar.set_description("checking")
-                return bar
+                checking = super().init_validation_tqdm()
+                checking.colour = "green"
+                return checking
 
     Args:
         refresh_rate: the bar is redrawn at multiples of this many batches (and at most ten times a second); 0 shows
@@ -52,7 +52,8 @@ class TQDMProgressBar(PacedProgressBar):
         ValueError: `refresh_rate` or `line_interval_s` is negative.
     """
 
-    BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+    _BEHIND = "| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"  # never seconds per batch
+    BAR_FORMAT = "{l_bar}{bar}" + _BEHIND
 
     def __init__(
         self, refresh_rate: int = 1, process_position: int = 0, leave: bool = False, line_interval_s: float = 10.0
