@@ -133,7 +133,7 @@ def test_attributes_before_a_run() -> None:
     assert trainer.state.status is TrainerStatus.INITIALIZING
     assert (trainer.is_global_zero, trainer.world_size, trainer.global_rank, trainer.num_devices) == (True, 1, 0, 1)
     assert trainer.log_dir == trainer.default_root_dir == os.path.realpath(os.getcwd())
-    with pytest.raises(AttributeError, match=r"before calling `Trainer.{fit,validate,test,predict}`"):
+    with pytest.raises(AttributeError, match=r"has nothing to save before .* `Trainer.fit`, `validate`"):
         trainer.save_checkpoint("a.ckpt")
 
 

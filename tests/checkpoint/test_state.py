@@ -157,7 +157,7 @@ def test_hooks_of_the_module_see_and_change_the_whole_checkpoint(tmp_path: Path)
             Net,
             {"max_epochs": 0},
             MisconfigurationException,
-            r"current_epoch=1, but you have set Trainer\(max_epochs=0\)",
+            r"current_epoch=1, which is beyond Trainer\(max_epochs=0\)",
         ),
     ],
 )
