@@ -137,20 +137,7 @@ def test_torch_saves_a_whole_module_after_fit(fitted: BoringModel, tmp_path: Pat
 @pytest.mark.filterwarnings("ignore:.*TorchScript")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("method", ["script", "trace"])
-@pytest.mark.parametrize(
-    "with_trainer",
-    [
-        pytest.param(
-            False,
-            marks=pytest.mark.xfail(
-                strict=True,
-                raises=RuntimeError,
-                reason="torch.jit reads every attribute, and `trainer` raises where there is none; Lightning exports",
-            ),
-        ),
-        True,
-    ],
-)
+@pytest.mark.parametrize("with_trainer", [False, True])
 def test_torchscript_computes_the_same_in_evaluation_mode(method: Any, with_trainer: bool, tmp_path: Path) -> None:
     net = Net()
     if with_trainer:
