@@ -261,7 +261,7 @@ def test_a_damaged_entry_is_named_with_the_file(changes: dict[str, Any], says: s
 
 def test_a_checkpoint_beyond_max_epochs_says_how_to_go_on() -> None:
     path = saved(max_epochs=7)
-    refuses(path, MisconfigurationException, "current_epoch=7, but you have set Trainer(max_epochs=5).")
+    refuses(path, MisconfigurationException, "current_epoch=7, which is beyond Trainer(max_epochs=5).")
 
 
 def test_best_without_a_callback_that_knows_it_is_refused() -> None:
@@ -269,7 +269,7 @@ def test_best_without_a_callback_that_knows_it_is_refused() -> None:
 
 
 def test_saving_before_there_is_a_module_is_refused() -> None:
-    with pytest.raises(AttributeError, match="only possible if a model is attached to the Trainer"):
+    with pytest.raises(AttributeError, match="has nothing to save before a model came to the Trainer"):
         trainer().save_checkpoint("early.ckpt")
 
 

@@ -316,7 +316,6 @@ def test_results_come_one_dict_per_loader() -> None:
     class Logs(Net):
         def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
             self.log("batches", 1.0, reduce_fx="sum")
-            self.log("same", float(dataloader_idx), add_dataloader_idx=False)
             self.log("both", 2.0, on_step=True, on_epoch=True)
 
         def on_validation_epoch_end(self) -> None:
@@ -327,19 +326,17 @@ def test_results_come_one_dict_per_loader() -> None:
     assert trainer.validate(Logs(), loaders, verbose=False) == [
         {
             "batches/dataloader_idx_0": 2.0,
-            "same": 0.0,
             "both_epoch/dataloader_idx_0": 2.0,
             "at_end": 3.0,
         },
         {
             "batches/dataloader_idx_1": 3.0,
-            "same": 1.0,
             "both_epoch/dataloader_idx_1": 2.0,
             "at_end": 3.0,
         },
     ]
     assert trainer.validate(Logs(), loaders[1], verbose=False) == [
-        {"batches": 3.0, "same": 0.0, "both_epoch": 2.0, "at_end": 3.0}
+        {"batches": 3.0, "both_epoch": 2.0, "at_end": 3.0}
     ]
     assert "both" in trainer.callback_metrics
 

@@ -241,7 +241,7 @@ def _warn_of_modules(hparams: Mapping[str, Any]) -> None:
     for name, value in hparams.items():
         if isinstance(value, nn.Module):
             rank_zero_warn(
-                f"Attribute {name!r} is an instance of `nn.Module`, which a checkpoint holds anyway, as part of the "
+                f"{name!r} is an instance of `nn.Module`, which a checkpoint holds anyway, as part of the "
                 f"weights. Leave it out: self.save_hyperparameters(ignore=[{name!r}])",
                 stacklevel=5,
             )

@@ -191,7 +191,7 @@ def _metric_value(value: Any, name: str) -> Tensor | None:
     if value is None or isinstance(value, Tensor):
         return None if value is None else value.detach()
     raise ValueError(
-        f"The `.compute()` return of the metric logged as {name!r} must be a tensor. Found {value}. "
+        f"The metric logged as {name!r} computed {value}, but `.compute()` has to return a tensor. "
         "Log the parts of a larger result one by one, or with `self.log_dict`."
     )
 
@@ -340,7 +340,7 @@ class Logbook:
                 entry.metric = value
         elif entry.flags != flags:
             raise MisconfigurationException(
-                f"You called `self.log({name!r}, ...)` twice in `{hook}` with different arguments: "
+                f"`{hook}` calls `self.log({name!r}, ...)` twice with different arguments: "
                 f"{_differences(entry.flags, flags)}. Log it under another name, or with the same arguments."
             )
         elif entry.dataloader_idx != results.dataloader_idx:
@@ -378,21 +378,21 @@ class Logbook:
             )
         if add_idx and "/dataloader_idx_" in name:
             raise MisconfigurationException(
-                f"You called `self.log` with the key `{name}` but it should not contain information like "
-                "`dataloader_idx`: that is added for you. Pass add_dataloader_idx=False to choose the whole name."
+                f"`self.log({name!r}, ...)`: the name should not contain information like "
+                "`dataloader_idx`, which is added for you. Pass add_dataloader_idx=False to choose the whole name."
             )
         reduction = None
         if isinstance(reduce_fx, Hashable):
             reduction = _REDUCTIONS.get(reduce_fx.lower() if isinstance(reduce_fx, str) else reduce_fx)
         if reduction is None:
             raise MisconfigurationException(
-                "Only `self.log(..., reduce_fx={min,max,mean,sum})` are supported. If you need a custom reduction, log "
-                f"a `torchmetrics.Metric` instead. Found: {reduce_fx}"
+                f"`self.log({name!r}, ..., reduce_fx={reduce_fx})` is no known reduction. Use 'min', 'max', 'mean' or "
+                "'sum', or log a `torchmetrics.Metric`, which reduces as it likes."
             )
         if logger and not self.loggers:
             self._said.warn(
-                f"You called `self.log({name!r}, ..., logger=True)` but have no logger configured. You can enable one "
-                "by doing `Trainer(logger=ALogger(...))`"
+                f"`self.log({name!r}, ..., logger=True)` reaches no logger, because you have no logger configured. "
+                "Give Trainer(logger=...) one, or leave out logger=True."
             )
         use_logger = True if logger is None else logger
         return Flags(prog_bar, use_logger, on_step, on_epoch, reduction, graph, sync, add_idx, attribute, zero_only)
@@ -401,7 +401,7 @@ class Logbook:
         hook = self.source.where
         if not hook:
             return MisconfigurationException(
-                f"You are trying to `self.log({name!r}, ...)` but it is not managed by the `Trainer` control flow: no "
+                f"`self.log({name!r}, ...)` was called while no Trainer manages it: no "
                 "step or hook of the Trainer is running. Call it from a step or hook, and do not call those yourself."
             )
         return MisconfigurationException(
@@ -414,7 +414,7 @@ class Logbook:
         if isinstance(value, Tensor):
             if value.numel() != 1:
                 raise ValueError(
-                    f"`self.log({name!r}, {value})` was called, but the tensor must have a single element. Its shape "
+                    f"`self.log({name!r}, {value})` got a tensor, which must have a single element. Its shape "
                     f"is {list(value.shape)}: take its mean, or log the elements under names of their own."
                 )
             if value.is_complex():
@@ -424,11 +424,9 @@ class Logbook:
                 )
             if not value.is_floating_point() and value.dtype is not torch.bool:
                 self._said.warn(
-                    f"You called `self.log({name!r}, ...)` in your `{self.source.where}` but the value needs to be "
-                    "floating to be reduced. Converting it to torch.float32. You can silence this warning by "
-                    "converting the value to floating point yourself. If you don't intend to reduce the value (for "
-                    f"instance when logging the global step or epoch) then you can use `self.logger.log_metrics("
-                    f"{{{name!r}: ...}})` instead."
+                    f"You called `self.log({name!r}, ...)` with a whole number in `{self.source.where}`; it needs to "
+                    "be floating for a mean, and is converted to torch.float32. Pass a float to silence this, or for a "
+                    f"count that needs no mean, use `self.logger.log_metrics({{{name!r}: ...}})`."
                 )
             if value.dtype not in (torch.float32, torch.float64):
                 value = value.to(torch.float32)
@@ -439,7 +437,7 @@ class Logbook:
         if isinstance(value, (bool, int, float)):
             return torch.full((), float(value), dtype=torch.float32, device=self.device)  # does not wait for the device
         raise ValueError(
-            f"`self.log({name!r}, {value!r})` was called, but `{type(value).__name__}` values cannot be logged. Give a "
+            f"`self.log({name!r}, {value!r})`: `{type(value).__name__}` values cannot be logged. Give a "
             "number, a tensor with one element or a torchmetrics.Metric; a dict goes to `self.log_dict`."
         )
 
@@ -455,8 +453,8 @@ class Logbook:
             )
         if not is_certain:
             self._said.warn(
-                "Trying to infer the `batch_size` from an ambiguous collection. The batch size we found is "
-                f"{size}. To avoid any miscalculations, use `self.log(..., batch_size=batch_size)`."
+                f"The batch is an ambiguous collection: its first tensor says `batch_size` {size}, which weighs the "
+                "means of epochs, but not all of it agrees. Say it: `self.log(..., batch_size=batch_size)`."
             )
         return size
 

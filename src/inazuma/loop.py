@@ -176,7 +176,7 @@ def begin_batch(run: Run, batch: Any, batch_idx: int) -> bool:
     run.is_inside_batch = True
     run.logbook.begin_batch(batch)
     if batch is None:
-        run.warn_once("train_dataloader yielded None. If this was on purpose, ignore this warning...")
+        run.warn_once("train_dataloader yielded None instead of a batch; such a batch is skipped.")
     elif run.hooks.fire("on_train_batch_start", batch, batch_idx) == -1:
         at.is_last_batch, at.next, run.is_inside_batch, run.boundary = True, Next.END_EPOCH, False, None
         at.total_batches += 1
@@ -217,9 +217,9 @@ def as_loss(run: Run, output: Any, window: int) -> tuple[Tensor | None, dict[str
             loss = None
         if not isinstance(loss, Tensor):
             raise MisconfigurationException(
-                f"In automatic_optimization, when `training_step` returns a dict, the 'loss' key needs to be present. "
-                f"`{type(run.module).__name__}.training_step` returned {_describe(output)}. Return the loss as a "
-                "tensor, a dict with it under 'loss', or None to skip the batch."
+                f"`{type(run.module).__name__}.training_step` returned {_describe(output)}, in which automatic "
+                "optimization finds no loss. Return the loss as a tensor, a dict with it under 'loss', or None to skip "
+                "the batch."
             )
     if not loss.requires_grad and run.checks_grad:
         raise RuntimeError(
@@ -248,8 +248,8 @@ def as_outputs(run: Run, output: Any) -> dict[str, Any]:
         outputs = dict(output)
     except (TypeError, ValueError):
         raise MisconfigurationException(
-            f"In manual optimization, `training_step` must either return a Tensor, a dict or None; "
-            f"`{type(run.module).__name__}.training_step` returned {_describe(output)}."
+            f"`{type(run.module).__name__}.training_step` returned {_describe(output)}. In manual optimization, return "
+            "a Tensor, a dict or None."
         ) from None
     if isinstance(outputs.get("loss"), Tensor):
         outputs["loss"] = outputs["loss"].detach()
@@ -480,7 +480,7 @@ def predict(run: Run, loaders: Loaders, keep: bool) -> list[list[Any]]:
                 output = predict_step(batch, batch_idx, *which)
             hooks.where = ""
             if output is None:
-                run.warn_once("predict returned None if it was on purpose, ignore this warning...")
+                run.warn_once("predict_step returned None for a batch, so the predictions have None for it.")
             hooks.fire("on_predict_batch_end", output, batch, batch_idx, *which)
             if keep:
                 predictions[idx].append(run.to_cpu(output))

@@ -260,12 +260,12 @@ class Run:
             if loaders.is_several and wanted is None and not takes_any:
                 raise RuntimeError(
                     f"You provided multiple `{loaders.hook}`, but no `dataloader_idx` argument in {where}. "
-                    f"Try adding `dataloader_idx=0` to its signature."
+                    "Give it one, `dataloader_idx=0`: it says which loader the batch is from."
                 )
             if not loaders.is_several and wanted is not None and wanted.default is wanted.empty:
                 raise RuntimeError(
                     f"You provided only a single `{loaders.hook}`, but have included `dataloader_idx` in {where}. "
-                    "Either remove the argument or give it a default value i.e. `dataloader_idx=0`."
+                    "Remove it, or write `dataloader_idx=0`."
                 )
 
     @staticmethod
@@ -336,7 +336,7 @@ def check(run: Run) -> None:
     for old, new in (("training", "train"), ("validation", "validation"), ("test", "test")):
         if callable(getattr(module, f"{old}_epoch_end", None)):
             raise NotImplementedError(
-                f"Support for `{old}_epoch_end` has been removed in v2.0.0. `{name}` implements this method. "
+                f"`{name}.{old}_epoch_end` would never be called: Lightning 2.0 removed this hook. "
                 f"Use the `on_{new}_epoch_end` hook instead, and keep the outputs of the steps yourself."
             )
     for step in ("training_step", "validation_step", "test_step", "predict_step"):
@@ -377,12 +377,12 @@ def _check_fit(run: Run) -> None:
     has_step = run.overrides("validation_step")
     if run.val.is_there and not has_step:
         rank_zero_warn(
-            "You passed in a `val_dataloader` but have no `validation_step`. Skipping val loop."
+            "You passed in a `val_dataloader`, but there is no `validation_step`, so nothing is validated."
             f"{_misspelt(module, 'validation_step')}"
         )
     if has_step and not run.val.is_there:
         rank_zero_warn(
-            "You defined a `validation_step` but have no `val_dataloader`. Skipping val loop.",
+            "You defined a `validation_step`, but there is no `val_dataloader`, so nothing is validated.",
             category=PossibleUserWarning,
         )
     if not run.is_automatic:
@@ -460,8 +460,8 @@ def _log_hyperparameters(run: Run) -> None:
         clashes = [key for key in initial.keys() & hparams.keys() if _differ(initial[key], hparams[key])]
         if clashes:
             raise RuntimeError(
-                f"Error while merging hparams: the keys {sorted(clashes)} are present in both the LightningModule's "
-                "and the LightningDataModule's hparams but have different values. Rename one, or save it with "
+                f"Error while merging hparams: {sorted(clashes)} have one value in the LightningModule and another in "
+                "the LightningDataModule. Rename one, or save it with "
                 "`save_hyperparameters(logger=False)`."
             )
         initial.update(hparams)

@@ -238,7 +238,7 @@ class Trainer:
 
         own_precision, checkpoint_io = split_plugins(plugins)
         if own_precision is not None and precision is not None:
-            raise ValueError(f"Received both `precision={precision!r}` and `plugins={own_precision!r}`. Choose one.")
+            raise ValueError(f"Received both `precision={precision!r}` and the plugin {own_precision!r}. Use one.")
         found = device_room.select(accelerator, devices)
         if devices == "auto" and len(found) > 1:
             rank_zero_info(f"{len(found)} devices are there; this version of inazuma uses the first one, {found[0]}.")
@@ -436,7 +436,7 @@ class Trainer:
         if model is None:
             if self._module is None:
                 raise TypeError(
-                    f"`Trainer.{fn}()` requires a `LightningModule` when it hasn't been passed in a previous run"
+                    f"`Trainer.{fn}()` requires a `LightningModule`, and no earlier call had one. Give `model`."
                 )
             return self._module
         if isinstance(original := getattr(model, "_orig_mod", None), LightningModule):
@@ -446,7 +446,7 @@ class Trainer:
             if any(base.__name__ == "LightningModule" for base in type(model).__mro__):
                 hint = " It is a LightningModule of another package: import all of them from one."
             raise TypeError(
-                "`model` must be a `LightningModule` or `torch._dynamo.OptimizedModule`, "
+                "`model` must be a `LightningModule`, or one from `torch.compile`, "
                 f"got `{type(model).__qualname__}`.{hint}"
             )
         if "_modules" not in vars(model):
@@ -508,7 +508,7 @@ class Trainer:
     def _load(self, path: Any, weights_only: bool | None) -> tuple[Any, dict[str, Any] | None]:
         if path is None:
             return None, None
-        rank_zero_info(f"Restoring states from the checkpoint path at {path}")
+        rank_zero_info(f"Loading the checkpoint {path}")
         return path, self.strategy.load_checkpoint(path, weights_only=weights_only)
 
     def _end(self, run: Run) -> None:
@@ -571,8 +571,8 @@ class Trainer:
         """
         if self._run is None:
             raise AttributeError(
-                "Saving a checkpoint is only possible if a model is attached to the Trainer. Did you call "
-                "`Trainer.save_checkpoint()` before calling `Trainer.{fit,validate,test,predict}`?"
+                "`Trainer.save_checkpoint()` has nothing to save before a model came to the Trainer. Call "
+                "`Trainer.fit`, `validate`, `test` or `predict` first."
             )
         with self.profiler.profile("save_checkpoint"):
             checkpoint = gather(self._run, weights_only=bool(weights_only))

@@ -151,7 +151,7 @@ def test_reasons_are_numbered_like_lightnings() -> None:
 @pytest.mark.parametrize(
     ("arguments", "values", "reason", "text"),
     [
-        ({"patience": 2}, [1.0], EarlyStoppingReason.PATIENCE_EXHAUSTED, "did not improve in the last 2 checks"),
+        ({"patience": 2}, [1.0], EarlyStoppingReason.PATIENCE_EXHAUSTED, "did not improve in 2 checks"),
         ({}, [NAN], EarlyStoppingReason.NON_FINITE_METRIC, "metric = nan is not finite"),
         ({"stopping_threshold": 2.0}, [1.0], EarlyStoppingReason.STOPPING_THRESHOLD, "metric = 1.0 < 2.0"),
         ({"divergence_threshold": 0.5}, [1.0], EarlyStoppingReason.DIVERGENCE_THRESHOLD, "1.0 is worse than 0.5"),

@@ -201,7 +201,7 @@ class EarlyStopping(Callback):
             return EarlyStoppingReason.NOT_STOPPED, ""
         return (
             EarlyStoppingReason.PATIENCE_EXHAUSTED,
-            f"{self.monitor} did not improve in the last {self.wait_count} checks; the best of all is "
+            f"{self.monitor} did not improve in {self.wait_count} checks; the best of all is "
             f"{self.best_score:.3f}. Signaling Trainer to stop.",
         )
 

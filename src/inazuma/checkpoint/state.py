@@ -114,8 +114,8 @@ def restore_module(run: Run, checkpoint: dict[str, Any], path: Any) -> None:
     }
     if missing := [str(key) for key in states if key not in known]:
         rank_zero_warn(
-            "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint need to be provided during "
-            f"`Trainer` instantiation. Please add the following callbacks: {missing}."
+            "The checkpoint has the state of callbacks that this Trainer lacks, and that state is not used. "
+            f"Please add the following callbacks: {missing}."
         )
     for callback in run.callbacks:
         state = states.get(callback.state_key, states.get(callback._legacy_state_key))
@@ -145,13 +145,13 @@ def restore_training(run: Run, checkpoint: dict[str, Any], path: Any) -> None:
         if key not in checkpoint:
             raise KeyError(
                 f"Trying to restore training state but checkpoint {path} contains only the model: it has no {key!r}. "
-                "This is probably due to `ModelCheckpoint.save_weights_only` being set to `True`. Load it with "
+                "`ModelCheckpoint(save_weights_only=True)` saves such files. Load it with "
                 "`load_from_checkpoint`, or pass it to validate, test or predict."
             )
     limits, at = run.limits, run.progress
     if limits.max_epochs not in (None, -1) and at.epoch > limits.max_epochs:
         raise MisconfigurationException(
-            f"You restored a checkpoint with current_epoch={at.epoch}, but you have set "
+            f"The checkpoint has current_epoch={at.epoch}, which is beyond "
             f"Trainer(max_epochs={limits.max_epochs}). `max_epochs` counts from the first epoch of the run, resumes "
             f"included: use more than {at.epoch}."
         )

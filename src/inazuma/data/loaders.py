@@ -119,8 +119,8 @@ class Loaders:
             )
         if self.stage == "predict" and combined.mode != "sequential":
             raise ValueError(
-                f'`trainer.predict()` only supports the `CombinedLoader(mode="sequential")` mode, but `{self.name}` '
-                f"gave mode {combined.mode!r}."
+                f"`{self.name}` has `CombinedLoader(mode={combined.mode!r})`, but `trainer.predict()` takes one loader "
+                "after the other. Use mode='sequential'."
             )
 
     def _ready(self, loader: Any, run: Run) -> Any:
@@ -142,14 +142,14 @@ class Loaders:
         if self.stage in ("train", "val") and self.limits.overfit_batches > 0 and run.is_fitting:
             if is_map_style and not isinstance(loader.sampler, SequentialSampler):
                 rank_zero_warn(
-                    f"You requested to overfit but enabled {self.stage} dataloader shuffling. "
-                    f"We are turning off the {self.stage} dataloader shuffling for you."
+                    f"Trainer(overfit_batches=...) wants the same batches in every epoch: turning off the {self.stage} "
+                    "dataloader shuffling. Give a loader with shuffle=False to silence this."
                 )
                 return _unshuffled(loader)
         elif self.stage != "train" and isinstance(loader.sampler, RandomSampler):
             rank_zero_warn(
-                f"Your `{self.hook}`'s sampler has shuffling enabled, it is strongly recommended that you turn "
-                "shuffling off for val/test dataloaders.",
+                f"Your `{self.hook}`'s sampler has shuffling enabled: outputs of two runs are hard to compare then. "
+                "Use shuffle=False, as only training needs it.",
                 category=PossibleUserWarning,
             )
         if self.stage == "predict" and is_map_style and getattr(loader.batch_sampler, "drop_last", False):
@@ -160,8 +160,8 @@ class Loaders:
         length = length_of(part)
         if length == 0:
             rank_zero_warn(
-                f"The loader of `{self.name}` has no batches: the total length of `{type(part).__name__}` is zero. "
-                "Please make sure this was your intention."
+                f"The loader of `{self.name}` has no batches: `len()` of the `{type(part).__name__}` is 0. "
+                "Is the data set empty, or smaller than a batch with `drop_last=True`?"
             )
         return batches_of(self.limit, length, f"limit_{self.stage}_batches", self.name)
 
@@ -169,9 +169,8 @@ class Loaders:
         every = self.limits.log_every_n_steps
         if run.logbook.loggers and self.num_batches < every and not self.limits.fast_dev_run:
             rank_zero_warn(
-                f"The number of training batches ({self.num_batches}) is smaller than the logging interval"
-                f" Trainer(log_every_n_steps={every}). Set a lower value for log_every_n_steps if you want to see logs"
-                " for the training epoch.",
+                f"The number of training batches per epoch, {self.num_batches}, is smaller than the logging interval: "
+                f"some epochs log no steps. Use less than Trainer(log_every_n_steps={every}) to see each.",
                 category=PossibleUserWarning,
             )
 

@@ -41,7 +41,7 @@ def select(flag: str | int | None, device: torch.device) -> Precision:
         raise ValueError(f"Precision {flag!r} is invalid. Use one of {allowed}.")
     if str(flag) in ("16", "bf16"):
         rank_zero_warn(
-            f"`precision={flag}` is supported for historical reasons, but has two readings: it does not say "
+            f"`precision={flag}` is supported for historical reasons, and has two readings: it does not say "
             f"that only the computation has 16 bits. Write precision={name!r}, which means the same."
         )
     if name == "16-mixed" and device.type == "cpu":
