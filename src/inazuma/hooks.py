@@ -126,8 +126,9 @@ def _users_classes(hearer: object) -> list[type]:
 
 
 def mentions(hearer: object, name: str) -> bool:
-    """Whether a method of this object's class, or of a base that is not ours, uses `name`."""
-    codes = [getattr(method, "__code__", None) for kind in _users_classes(hearer) for method in vars(kind).values()]
+    """Whether a method that the user gave this object, in a class of theirs or on the instance, uses `name`."""
+    methods = [method for owner in (hearer, *_users_classes(hearer)) for method in vars(owner).values()]
+    codes = [getattr(method, "__code__", None) for method in methods]
     return any(code is not None and name in code.co_names for code in codes)
 
 
