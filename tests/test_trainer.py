@@ -335,9 +335,7 @@ def test_results_come_one_dict_per_loader() -> None:
             "at_end": 3.0,
         },
     ]
-    assert trainer.validate(Logs(), loaders[1], verbose=False) == [
-        {"batches": 3.0, "both_epoch": 2.0, "at_end": 3.0}
-    ]
+    assert trainer.validate(Logs(), loaders[1], verbose=False) == [{"batches": 3.0, "both_epoch": 2.0, "at_end": 3.0}]
     assert "both" in trainer.callback_metrics
 
 
