@@ -56,7 +56,7 @@ def make_model(pl: Any, values: list[float], where: str) -> Any:
     return Model()
 
 
-def fit(pl: Any, stopping: Any, values: list[float], where: str = "val", **arguments: Any) -> Any:
+def fit(pl: Any, stopping: Any, values: list[float], where: str = "val", quiet: bool = True, **arguments: Any) -> Any:
     arguments = {
         "max_epochs": 10,
         "logger": False,
@@ -69,7 +69,8 @@ def fit(pl: Any, stopping: Any, values: list[float], where: str = "val", **argum
     }
     ckpt_path = arguments.pop("ckpt_path", None)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        if quiet:
+            warnings.simplefilter("ignore")
         trainer = pl.Trainer(**arguments)
         data = DataLoader(torch.ones(4, 2), batch_size=1)
         trainer.fit(make_model(pl, values, where), data, data, ckpt_path=ckpt_path)
@@ -120,6 +121,17 @@ SAME_AS_LIGHTNING: dict[str, tuple[dict[str, Any], list[float], dict[str, Any]]]
     "min_epochs": ({"patience": 1}, [1], {"min_epochs": 5}),
     "min_steps": ({"patience": 1, "check_on_train_epoch_end": False}, [1], {"min_steps": 14}),
     "fast_dev_run": ({"patience": 0}, [1], {"fast_dev_run": True}),
+    "no validation": ({"patience": 1}, [1], {"where": "train", "limit_val_batches": 0, "max_epochs": 4}),
+    "no validation, which would come every second epoch": (
+        {"patience": 1},
+        [1],
+        {"where": "train", "limit_val_batches": 0, "check_val_every_n_epoch": 2, "max_epochs": 4},
+    ),
+    "no validation, and its metric": (
+        {"monitor": "other"},
+        [1],
+        {"where": "train", "limit_val_batches": 0, "val_check_interval": 0.5, "max_epochs": 2},
+    ),
 }
 
 
@@ -199,11 +211,17 @@ def test_one_rank_that_wants_to_stop_stops_all() -> None:
     assert stopping.stopping_reason is EarlyStoppingReason.NOT_STOPPED  # the reason is the other rank's
 
 
-def test_without_validation_it_checks_each_epoch_whatever_the_interval() -> None:
-    """Lightning never checks."""
+def test_a_check_that_will_never_come_is_told() -> None:
     stopping = EarlyStopping("metric", patience=1)
-    trainer = fit(inazuma, stopping, [1.0], where="train", limit_val_batches=0, check_val_every_n_epoch=2)
-    assert trainer.current_epoch == 2
+    with pytest.warns(UserWarning, match=r"it will never stop. Use check_on_train_epoch_end=True"):
+        fit(inazuma, stopping, [1.0], where="train", quiet=False, limit_val_batches=0, val_check_interval=0.5)
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_min_delta_is_kept_with_the_sign_of_lightning(mode: str) -> None:
+    arguments: dict[str, Any] = {"monitor": "metric", "mode": mode, "min_delta": 0.5}
+    expected = lightning.pytorch.callbacks.EarlyStopping(**arguments)
+    assert EarlyStopping(**arguments).min_delta == expected.min_delta
 
 
 def test_a_resumed_run_goes_on_counting_with_the_saved_patience(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from inazuma.callbacks.callback import Callback
-from inazuma.callbacks.monitor import check_mode, check_monitor, epoch_end_sees_all, missing_metric
+from inazuma.callbacks.monitor import check_mode, check_monitor, missing_metric
 from inazuma.errors import MisconfigurationException
 from inazuma.ranks import log, rank_prefixed_message, rank_zero_warn
 
@@ -47,7 +47,7 @@ class EarlyStopping(Callback):
         stopping_threshold: stop when the metric is strictly better than this.
         divergence_threshold: stop when the metric is strictly worse than this.
         check_on_train_epoch_end: True checks at the end of the training epoch, False at the end of validation. None:
-            True if validation runs once, at the end of each epoch, or not at all.
+            True with `val_check_interval=1.0` and `check_val_every_n_epoch=1`, as they are by default.
         log_rank_zero_only: only rank 0 tells why it stops. False: each rank tells.
 
     Raises:
@@ -89,7 +89,7 @@ class EarlyStopping(Callback):
             if not isinstance(value, (int, float)) or math.isnan(value):
                 raise MisconfigurationException(f"EarlyStopping({name}={value!r}) should be a number.")
         self.monitor = monitor
-        self.min_delta = min_delta
+        self.min_delta = min_delta if mode == "max" else -min_delta  # a value must be better than best + min_delta
         self.patience = patience
         self.verbose = verbose
         self.mode = mode
@@ -135,6 +135,13 @@ class EarlyStopping(Callback):
         self.stopping_reason = EarlyStoppingReason(state_dict.get("stopping_reason", 0))
         self.stopping_reason_message = state_dict.get("stopping_reason_message")
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not (self._is_off(trainer) or self._checks_on_train_epoch_end(trainer) or trainer.enable_validation):
+            rank_zero_warn(
+                f"EarlyStopping(monitor={self.monitor!r}) checks at the end of validation, and this run validates "
+                "nothing, so it will never stop. Use check_on_train_epoch_end=True to check each epoch."
+            )
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._is_off(trainer) and not self._checks_on_train_epoch_end(trainer):
             self._check(trainer)
@@ -147,8 +154,9 @@ class EarlyStopping(Callback):
         return bool(trainer.fast_dev_run) or trainer.state.fn != "fit" or trainer.sanity_checking
 
     def _checks_on_train_epoch_end(self, trainer: Trainer) -> bool:
-        at_epoch_end = self._check_on_train_epoch_end
-        return epoch_end_sees_all(trainer) if at_epoch_end is None else at_epoch_end
+        if self._check_on_train_epoch_end is not None:
+            return self._check_on_train_epoch_end
+        return trainer.check_val_every_n_epoch == 1 and trainer.val_check_interval == 1.0
 
     def _check(self, trainer: Trainer) -> None:
         """Compare the metric with the past, and ask for the end if it is time."""
@@ -190,8 +198,7 @@ class EarlyStopping(Callback):
                 f"Divergence threshold reached: {named} is worse than {self.divergence_threshold}. "
                 "Signaling Trainer to stop.",
             )
-        worsened = current + self.min_delta if self.mode == "min" else current - self.min_delta
-        if is_better(worsened, self.best_score.to(current.device)):
+        if is_better(current - self.min_delta, self.best_score.to(current.device)):
             gain = abs(self.best_score - current.to(self.best_score.device))
             by = f" by {gain:.3f}" if torch.isfinite(gain) else ""
             self.best_score, self.wait_count = current, 0
