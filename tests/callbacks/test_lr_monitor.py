@@ -118,6 +118,23 @@ def two_scheduled(model: Any) -> Any:
     return [scheduled(Adam(model.a.parameters(), lr=0.1), interval="step"), scheduled(Adam(model.b.parameters()))]
 
 
+def named_between_unnamed(model: Any) -> Any:
+    parts = [model.a.weight], [model.a.bias], model.b.parameters()
+    return [scheduled(SGD(p, lr=0.1), **named) for p, named in zip(parts, ({}, {}, {"name": "my"}), strict=True)]
+
+
+def group_to_add(model: Any) -> Any:
+    """An optimizer that gets its second group in the second epoch."""
+    optimizer = SGD(model.a.parameters(), lr=0.1)
+
+    def add() -> None:
+        if model.current_epoch == 1:
+            optimizer.add_param_group({"params": model.b.parameters(), "lr": 0.3})
+
+    model.on_train_epoch_start = add
+    return optimizer
+
+
 PROGRAMS: dict[str, tuple[Configure, dict[str, Any], dict[str, Any]]] = {
     "no scheduler": (lambda m: SGD(m.parameters(), lr=0.1), {}, {}),
     "a step of every epoch": (lambda m: scheduled(SGD(m.parameters(), lr=0.1)), {}, {}),
@@ -146,6 +163,8 @@ PROGRAMS: dict[str, tuple[Configure, dict[str, Any], dict[str, Any]]] = {
         {},
         {"automatic": False},
     ),
+    "a name behind two optimizers of a kind": (named_between_unnamed, {}, {"automatic": False}),
+    "a group that is added": (group_to_add, {}, {}),
     "every third batch": (lambda m: SGD(m.parameters(), lr=0.1), {}, {"log_every_n_steps": 3}),
     "never a batch": (lambda m: SGD(m.parameters(), lr=0.1), {}, {"log_every_n_steps": 0}),
     "accumulation": (lambda m: SGD(m.parameters(), lr=0.1), {}, {"accumulate_grad_batches": 2}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,8 @@ class LearningRateMonitor(Callback):
     """Log the learning rates of all optimizers, under names such as `lr-Adam`.
 
     A second Adam is `lr-Adam-1`. Several parameter groups are `lr-Adam/pg1`, `lr-Adam/pg2`, or carry the "name" of
-    their group: `lr-Adam/backbone`. The "name" in a scheduler's config takes the place of `lr-Adam`.
+    their group: `lr-Adam/backbone`. The "name" in a scheduler's config takes the place of `lr-Adam`. What was logged
+    under a name without group becomes that of the first group, when groups are added in training.
 
     `lrs` keeps all learning rates that were logged, by name; `last_momentum_values` and `last_weight_decay_values` the
     last ones. The values also stand in `trainer.callback_metrics`.
@@ -94,7 +96,10 @@ class LearningRateMonitor(Callback):
     def _read(self, name: str, group: dict[str, Any]) -> dict[str, float]:
         """The values of one parameter group, which are also kept here."""
         values = {name: float(group["lr"])}  # waits for the GPU where the rate is a tensor there
-        self.lrs.setdefault(name, []).append(values[name])
+        if name not in self.lrs:  # of a group that was added meanwhile
+            only_group = name.removesuffix("/pg1")
+            self.lrs[name] = self.lrs.pop(only_group, []) if only_group != name else []
+        self.lrs[name].append(values[name])
         if self.log_momentum:
             key = f"{name}-momentum"
             betas = group.get("betas")
@@ -107,25 +112,36 @@ class LearningRateMonitor(Callback):
 
 def _optimizers(trainer: Trainer) -> Iterator[tuple[Optimizer, str, str | None]]:
     """Each optimizer of a scheduler, then those without one: optimizer, name, interval of the scheduler if any."""
-    taken: set[str] = set()
+    names = _Names()
     scheduled: list[Optimizer] = []
     for config in trainer.lr_scheduler_configs:
         optimizer = getattr(config.scheduler, "optimizer", None)
         if optimizer is not None:  # a scheduler of the user's own kind need not have it
             scheduled.append(optimizer)
-            yield optimizer, _unique(config.name or f"lr-{type(optimizer).__name__}", taken), config.interval
+            yield optimizer, names.give(optimizer, config.name), config.interval
     for optimizer in trainer.optimizers:
         if not any(optimizer is other for other in scheduled):
-            yield optimizer, _unique(f"lr-{type(optimizer).__name__}", taken), None
+            yield optimizer, names.give(optimizer, None), None
 
 
-def _unique(name: str, taken: set[str]) -> str:
-    numbered, count = name, 0
-    while numbered in taken:
-        count += 1
-        numbered = f"{name}-{count}"
-    taken.add(numbered)
-    return numbered
+class _Names:
+    """Lightning's names: the number behind a name counts the optimizers of its class that have no name of their own."""
+
+    def __init__(self) -> None:
+        self._unnamed: Counter[type[Optimizer]] = Counter()
+        self._taken: set[str] = set()
+
+    def give(self, optimizer: Optimizer, own: str | None) -> str:
+        kind = type(optimizer)
+        self._unnamed[kind] += own is None
+        name = f"lr-{kind.__name__}" if own is None else own
+        count = self._unnamed[kind] - 1
+        numbered = f"{name}-{count}" if count > 0 else name
+        while numbered in self._taken:  # where Lightning would lose one of the two
+            count = max(count, 0) + 1
+            numbered = f"{name}-{count}"
+        self._taken.add(numbered)
+        return numbered
 
 
 def _groups(optimizer: Optimizer, prefix: str) -> list[tuple[str, dict[str, Any]]]:
