@@ -271,6 +271,29 @@ def test_a_run_that_stops_early_keeps_its_own_weights_and_says_so() -> None:
     assert torch.equal(weights(stopped), weights(theirs))
 
 
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("strategy", ["cos", "linear"])
+def test_a_run_without_a_last_epoch_ends_with_the_average_as_in_lightning(batch_norm: bool, strategy: str) -> None:
+    ends = []
+    for pl in (lightning.pytorch, inazuma):
+        averaging = pl.callbacks.StochasticWeightAveraging(0.05, swa_epoch_start=2, annealing_strategy=strategy)
+        _, model = fit(pl, [averaging], make_model(pl, batch_norm), max_epochs=-1, max_steps=4 * BATCHES - 1)
+        ends.append((model, averaging.state_dict()))
+    (expected, expected_state), (got, state) = ends
+    assert state["n_averaged"] == expected_state["n_averaged"] == 3
+    assert got.epochs == expected.epochs
+    for tensor, value in expected.state_dict().items():
+        assert torch.equal(got.state_dict()[tensor], value), tensor
+
+
+def test_a_run_without_a_last_epoch_that_stops_before_the_average_keeps_its_own_weights() -> None:
+    """Lightning gives the module the weights it began with."""
+    _, plain = fit(inazuma, [], max_epochs=-1, max_steps=5)
+    with pytest.warns(UserWarning, match=r"before there was anything to average \(swa_epoch_start=9\)"):
+        _, model = fit(inazuma, [StochasticWeightAveraging(0.1, 9)], loud=True, max_epochs=-1, max_steps=5)
+    assert torch.equal(weights(model), weights(plain))
+
+
 def test_a_fast_run_for_development_averages_nothing_that_it_does_not_reach() -> None:
     _, plain = fit(inazuma, [], fast_dev_run=2)
     _, model = fit(inazuma, [StochasticWeightAveraging(swa_lrs=0.1, swa_epoch_start=4)], fast_dev_run=2)
@@ -339,10 +362,9 @@ def test_learning_rates_that_do_not_fit_the_parameter_groups_are_refused() -> No
     assert "The optimizer has 1 parameter group(s): give as many" in refused(averaging={"swa_lrs": [0.1, 0.2]})
 
 
-@pytest.mark.parametrize(("start", "kind"), [(0.5, "float"), (2, "int")])
-def test_a_run_without_a_last_epoch_is_refused(start: float, kind: str) -> None:
-    message = refused(averaging={"swa_epoch_start": start}, max_epochs=-1, max_steps=9)
-    assert f"SWA with `swa_epoch_start` as a {kind} is not supported when `max_epochs=-1`" in message
+def test_a_share_of_endless_epochs_is_refused() -> None:
+    message = refused(averaging={"swa_epoch_start": 0.5}, max_epochs=-1, max_steps=9)
+    assert "SWA with `swa_epoch_start` as a float is not supported when `max_epochs=-1`" in message
 
 
 def test_a_start_behind_the_last_epoch_is_refused() -> None:

@@ -27,7 +27,8 @@ class StochasticWeightAveraging(Callback):
     From the start epoch on, the weights with which an epoch begins enter the average, and the learning rate goes to
     `swa_lrs` and stays there, instead of following the module's scheduler. A module with batch norm gets one more epoch
     of forward passes only, which measures the statistics of the averaged weights. If training stops before
-    `max_epochs`, the module keeps its own weights.
+    `max_epochs`, the module keeps its own weights. With `max_epochs=-1` it gets the average wherever training stops;
+    as there is no last epoch to add one to, batch norm then keeps its statistics.
 
     Args:
         swa_lrs: the learning rate to go to: one, or one for each parameter group.
@@ -94,8 +95,8 @@ class StochasticWeightAveraging(Callback):
         return self._start
 
     @property
-    def swa_end(self) -> int:
-        """The index of the last epoch to average, from 0: that of `max_epochs`; known when fit has started."""
+    def swa_end(self) -> float:
+        """The index of the last epoch to average, from 0: that of `max_epochs`, or inf; known when fit has started."""
         return self._max_epochs - 1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -110,8 +111,8 @@ class StochasticWeightAveraging(Callback):
         """
         self._check_optimizers(trainer)
         self._plan_epochs(trainer)
-        has_batch_norm = any(isinstance(child, _BatchNorm) for child in pl_module.modules())
-        if has_batch_norm and not pl_module.automatic_optimization:
+        refreshes = self._max_epochs != math.inf and any(isinstance(m, _BatchNorm) for m in pl_module.modules())
+        if refreshes and not pl_module.automatic_optimization:
             raise MisconfigurationException(
                 "SWA of a module with batch norm needs an epoch without optimizer steps, but in manual optimization "
                 f"`{type(pl_module).__name__}.training_step` makes the steps. Use automatic optimization."
@@ -120,10 +121,10 @@ class StochasticWeightAveraging(Callback):
         self._average = AveragedModel(pl_module, device=device, avg_fn=self._avg_fn)
         if self._restored is not None:
             self._take_restored(trainer, self._restored)
-        if has_batch_norm:
+        if refreshes:
             assert trainer.fit_loop.max_epochs is not None
+            self._refresh_epoch = trainer.fit_loop.max_epochs
             trainer.fit_loop.max_epochs += 1
-            self._refresh_epoch = self._max_epochs
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.current_epoch == self._refresh_epoch:  # perhaps resumed inside of it
@@ -148,18 +149,23 @@ class StochasticWeightAveraging(Callback):
         self._end_refresh(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        epochs_done = trainer.current_epoch
-        if epochs_done == self._max_epochs:  # else the epoch that refreshes batch norm has done it
+        if self._is_over(trainer):  # else the epoch that refreshes batch norm has done it
             self._give_average(pl_module)
-        elif epochs_done < self._max_epochs:
+        elif self._max_epochs == math.inf:
             rank_zero_warn(
-                f"StochasticWeightAveraging: training stopped after {epochs_done} of {self._max_epochs} epochs, so the "
-                "module keeps its own weights instead of the average. If it should stop there, set max_epochs to it."
+                f"StochasticWeightAveraging: training stopped after {trainer.current_epoch} epochs, before there was "
+                f"anything to average (swa_epoch_start={self._swa_epoch_start}). The module keeps its own weights."
+            )
+        elif trainer.current_epoch < self._max_epochs:
+            rank_zero_warn(
+                f"StochasticWeightAveraging: training stopped after {trainer.current_epoch} of {self._max_epochs} "
+                "epochs, so the module keeps its own weights instead of the average. If it should stop there, set "
+                "max_epochs to it."
             )
         self._restore_trainer(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.current_epoch == self._max_epochs:  # perhaps resumed where nothing was left to train
+        if self._is_over(trainer):  # perhaps resumed where nothing was left to train
             self._give_average(pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -182,7 +188,7 @@ class StochasticWeightAveraging(Callback):
 
     def _forget(self) -> None:
         """Begin anew: a callback may serve several calls of `fit`."""
-        self._start = self._max_epochs = 0
+        self._start, self._max_epochs = 0, 0.0
         self._average = self._scheduler = self._restored = self._refresh_epoch = None
         self._latest_update_epoch = -1
         self._momenta = {}
@@ -208,23 +214,31 @@ class StochasticWeightAveraging(Callback):
             )
 
     def _plan_epochs(self, trainer: Trainer) -> None:
-        max_epochs, start = trainer.max_epochs, self._swa_epoch_start
-        if max_epochs is None or max_epochs == -1:
-            raise _bad(
-                "swa_epoch_start",
-                start,
-                f"SWA with `swa_epoch_start` as a {type(start).__name__} is not supported when `max_epochs=-1`: it "
-                "averages up to the last epoch, so that must be known. Give Trainer(max_epochs=...).",
-            )
+        start = self._swa_epoch_start
+        self._max_epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
         if isinstance(start, float):
-            start = int(max_epochs * start)
-        self._max_epochs, self._start = max_epochs, max(start - 1, 0)
-        if self._start >= max_epochs > 0 and not trainer.fast_dev_run:
+            if self._max_epochs == math.inf:
+                raise _bad(
+                    "swa_epoch_start",
+                    start,
+                    "SWA with `swa_epoch_start` as a float is not supported when `max_epochs=-1`: there is no "
+                    "number of epochs to take this share of. Give the number of an epoch, or Trainer(max_epochs=...).",
+                )
+            start = int(self._max_epochs * start)
+        self._start = max(start - 1, 0)
+        if self._start >= self._max_epochs > 0 and not trainer.fast_dev_run:
             raise _bad(
                 "swa_epoch_start",
                 self._swa_epoch_start,
-                f"Trainer(max_epochs={max_epochs}) ends before, so nothing would be averaged.",
+                f"Trainer(max_epochs={self._max_epochs}) ends before, so nothing would be averaged.",
             )
+
+    def _is_over(self, trainer: Trainer) -> bool:
+        """Whether training has reached the moment at which the average replaces the weights."""
+        if self._max_epochs == math.inf:
+            assert self._average is not None
+            return bool(self._average.n_averaged > 0)
+        return trainer.current_epoch == self._max_epochs
 
     def _take_restored(self, trainer: Trainer, state: dict[str, Any]) -> None:
         assert self._average is not None
@@ -285,7 +299,7 @@ class StochasticWeightAveraging(Callback):
     def _restore_trainer(self, trainer: Trainer) -> None:
         self._end_refresh(trainer)
         if self._refresh_epoch is not None:
-            trainer.fit_loop.max_epochs = self._max_epochs
+            trainer.fit_loop.max_epochs = self._refresh_epoch
             self._refresh_epoch = None
 
 
