@@ -66,9 +66,23 @@ def test_no_seed_is_the_seed_of_the_environment(monkeypatch: pytest.MonkeyPatch)
     assert seed_everything() == 2020
 
 
+@pytest.mark.parametrize(("seed", "worker", "rank"), [(0, 0, 0), (1, 3, 2), (2**32 - 1, 7, 1), (2**63, 65, 1000)])
+def test_a_worker_gets_the_numbers_that_lightning_gives(seed: int, worker: int, rank: int) -> None:
+    from lightning.fabric.utilities.seed import pl_worker_init_function as lightnings
+
+    drawn = []
+    for init in (lightnings, pl_worker_init_function):
+        torch.manual_seed(seed + worker)
+        init(worker, rank)
+        drawn.append(draw())
+    assert drawn[0] == drawn[1]
+
+
 def test_no_seed_at_all_is_zero_with_a_warning() -> None:
     with pytest.warns(UserWarning, match="No seed found, seed set to 0"):
         assert seed_everything() == 0
+    del os.environ["PL_GLOBAL_SEED"]
+    assert seed_everything(verbose=False) == 0  # a warning would be an error
 
 
 @pytest.mark.parametrize("value", ["abc", "-1", str(2**32)])

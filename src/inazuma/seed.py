@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import sys
@@ -26,7 +25,7 @@ def seed_everything(seed: int | None = None, workers: bool = False, verbose: boo
     Args:
         seed: 0 to 2**32 - 1. None takes the environment variable `PL_GLOBAL_SEED`, or 0 with a warning.
         workers: give each worker of the dataloaders its own seed (`pl_worker_init_function`).
-        verbose: log the seed.
+        verbose: log the seed, and warn where none is found.
 
     Returns:
         The seed.
@@ -37,7 +36,7 @@ def seed_everything(seed: int | None = None, workers: bool = False, verbose: boo
     Two environment variables carry the choice to child processes: `PL_GLOBAL_SEED` and `PL_SEED_WORKERS` ("0" or "1").
     """
     if seed is None:
-        seed = _seed_from_environment()
+        seed = _seed_from_environment(verbose)
     else:
         seed = _checked(seed, source="seed_everything(seed=...)")
     if verbose:
@@ -52,7 +51,7 @@ def reset_seed() -> None:
     """Seed all generators again as the last `seed_everything` did; nothing if it was never called."""
     if "PL_GLOBAL_SEED" in os.environ:
         workers = os.environ.get("PL_SEED_WORKERS", "0") == "1"
-        seed_everything(_seed_from_environment(), workers=workers, verbose=False)
+        seed_everything(workers=workers, verbose=False)
 
 
 def pl_worker_init_function(worker_id: int, rank: int | None = None) -> None:
@@ -61,13 +60,34 @@ def pl_worker_init_function(worker_id: int, rank: int | None = None) -> None:
     Args:
         worker_id: index of the worker within its loader.
         rank: of this process; None asks `rank_zero_only.rank`.
+
+    The seeds are Lightning's, so that augmentation in workers draws the same numbers.
     """
     rank = rank_zero_only.rank if rank is None else rank
-    base_seed = (
-        torch.initial_seed() - worker_id
-    )  # the loader seeded torch with base + worker_id; base is new each epoch
-    digest = hashlib.blake2b(f"{base_seed}/{worker_id}/{rank}".encode(), digest_size=4).digest()
-    _seed_generators(int.from_bytes(digest, "little"))
+    base = torch.initial_seed() - worker_id  # the loader seeded torch with base + worker_id; base is new each epoch
+    seeds = _seeds(base << 32 | worker_id << 16 | rank)
+    torch.manual_seed(next(seeds))
+    random.seed(next(seeds) << 32 | next(seeds))
+    try:
+        import numpy
+    except ImportError:
+        return
+    numpy.random.seed(numpy.random.SeedSequence([base, worker_id, rank]).generate_state(4))
+
+
+def _seeds(start: int) -> Iterator[int]:
+    """Endless 64-bit numbers from a `start` of any size.
+
+    Sources: the bits are mixed by the finalizer of MurmurHash3 (A. Appleby); the sequence is Knuth's MMIX linear
+    congruential generator, here with an increment of 1.
+    """
+    word = start ^ start >> 33
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        word = word * factor % 2**64
+        word ^= word >> 33
+    while True:
+        word = (word * 6364136223846793005 + 1) % 2**64
+        yield word
 
 
 @contextmanager
@@ -131,10 +151,11 @@ def _seed_generators(seed: int) -> None:
     numpy.random.seed(seed)
 
 
-def _seed_from_environment() -> int:
+def _seed_from_environment(verbose: bool) -> int:
     value = os.environ.get("PL_GLOBAL_SEED")
     if value is None:
-        rank_zero_warn("No seed found, seed set to 0. Pass one to choose it: seed_everything(42)")
+        if verbose:
+            rank_zero_warn("No seed found, seed set to 0. Pass one to choose it: seed_everything(42)")
         return 0
     return _checked(value, source="the environment variable PL_GLOBAL_SEED")
 
