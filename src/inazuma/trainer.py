@@ -36,6 +36,7 @@ from inazuma.hooks import Hooks, overrides
 from inazuma.logbook import Logbook, as_numbers
 from inazuma.loggers import select as select_loggers
 from inazuma.loggers.logger import Logger
+from inazuma.loggers.utilities import DirectoryLogger
 from inazuma.modes import WithoutInit, restore_modes
 from inazuma.module import LightningModule
 from inazuma.optim import LightningOptimizer, LRSchedulerConfig, optimizer_to
@@ -928,13 +929,12 @@ class Trainer:
 
     @property
     def log_dir(self) -> str | None:
-        """The folder of the first logger; `default_root_dir` without one."""
+        """The first logger's `log_dir` if it writes CSV or TensorBoard, else `save_dir`; or `default_root_dir`."""
         if not self.loggers:
             folder: Any = self.default_root_dir
         else:
             first = self.loggers[0]
-            has_own = type(first).log_dir is not Logger.log_dir
-            folder = first.log_dir if has_own else first.save_dir
+            folder = first.log_dir if isinstance(first, DirectoryLogger) else first.save_dir
         log_dir: str | None = self.strategy.broadcast(folder)
         return log_dir
 

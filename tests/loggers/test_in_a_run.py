@@ -11,8 +11,9 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import inazuma
 from inazuma import Trainer, seed_everything
-from inazuma.loggers import CSVLogger, DummyLogger, TensorBoardLogger, select
+from inazuma.loggers import CSVLogger, DummyLogger, Logger, TensorBoardLogger, select
 from inazuma.testing import BoringModel
 
 with warnings.catch_warnings():
@@ -20,6 +21,7 @@ with warnings.catch_warnings():
     import lightning.pytorch as lightning
     from lightning.pytorch.demos.boring_classes import BoringModel as TheirBoringModel
     from lightning.pytorch.loggers import CSVLogger as TheirCSVLogger
+    from lightning.pytorch.loggers.logger import Logger as TheirLogger
 
 QUIET: dict[str, Any] = {
     "enable_progress_bar": False,
@@ -102,6 +104,17 @@ def test_several_loggers_get_the_same(tmp_path: Path) -> None:
     first, second = ((tmp_path / name / "version_0" / "metrics.csv").read_text() for name in ("a", "c"))
     assert first == second
     assert (tmp_path / "b" / "version_0" / "hparams.yaml").exists()
+
+
+@pytest.mark.parametrize("folders", [{"log_dir": "a"}, {"log_dir": "a", "save_dir": "b"}, {"save_dir": "b"}, {}])
+@pytest.mark.filterwarnings("ignore")  # Lightning's
+def test_the_log_dir_is_that_of_lightning_with_a_logger_of_ones_own(folders: dict[str, str], tmp_path: Path) -> None:
+    found = []
+    for package, base in ((lightning, TheirLogger), (inazuma, Logger)):
+        methods = {"log_metrics": lambda *_, **__: None, "log_hyperparams": lambda *_, **__: None}
+        own = type("Own", (base,), {"name": "own", "version": 1, **methods, **folders})
+        found.append(package.Trainer(logger=own(), default_root_dir=tmp_path, **QUIET).log_dir)
+    assert found[1] == found[0] == folders.get("save_dir")
 
 
 def test_a_logger_serves_one_run_after_another(tmp_path: Path) -> None:
