@@ -136,6 +136,67 @@ def test_training_goes_on_where_the_other_package_stopped(
         assert (where := first_difference(expected.state_dict(), got.state_dict())) is None, where
 
 
+END_OF_EPOCH = ["on_validation_end@1", "on_train_epoch_end@1"]
+NEXT_EPOCH = ["on_train_epoch_start@2", *["on_train_batch_end@2"] * 6, *(f"{hook[:-1]}2" for hook in END_OF_EPOCH)]
+
+
+@pytest.mark.parametrize(
+    ("hook", "at", "given", "first"),
+    [
+        ("on_train_batch_start", 11, {}, ["on_train_batch_end@1", *END_OF_EPOCH]),
+        ("on_train_batch_end", 12, {}, END_OF_EPOCH),
+        ("on_validation_end", 12, {}, END_OF_EPOCH),
+        ("on_validation_end", 12, {"val_check_interval": 0.5}, END_OF_EPOCH[1:]),
+        ("on_validation_end", 12, {"check_val_every_n_epoch": 2}, END_OF_EPOCH[1:]),
+        ("on_train_epoch_end", 12, {}, []),
+        ("on_train_epoch_start", 12, {}, []),
+    ],
+)
+def test_nothing_of_an_epoch_is_lost_at_its_end_in_a_file_of_lightning(
+    hook: str, at: int, given: dict[str, Any], first: list[str], tmp_path: Path
+) -> None:
+    """Lightning loses the last validation, or a whole epoch, in some of these."""
+    _fit("lightning.pytorch", _net("lightning.pytorch")(), tmp_path, (hook, at), **given)
+    heard: list[str] = []
+
+    class Net(_net("inazuma")):  # type: ignore[misc]
+        def _note(self, name: str) -> None:
+            if not self.trainer.sanity_checking:
+                heard.append(f"{name}@{self.current_epoch}")
+
+        def on_train_epoch_start(self) -> None:
+            self._note("on_train_epoch_start")
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            self._note("on_train_batch_end")
+
+        def on_validation_end(self) -> None:
+            self._note("on_validation_end")
+
+        def on_train_epoch_end(self) -> None:
+            self._note("on_train_epoch_end")
+
+    trainer, _, _ = _fit("inazuma", Net(), tmp_path, ckpt_path=tmp_path / "saved.ckpt", **given)
+    following = heard[len(first) :]
+    assert heard[: len(first)] == first
+    assert following[:1] == ["on_train_epoch_start@2"]
+    assert following == NEXT_EPOCH or given
+    assert trainer.global_step == 18
+
+
+def test_a_plateau_schedule_steps_at_the_end_of_the_epoch_in_which_lightning_saved(tmp_path: Path) -> None:
+    class Scheduled:
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)  # type: ignore[attr-defined]
+            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
+
+    theirs, ours = (type("Net", (Scheduled, _net(package)), {})() for package in PACKAGES)
+    _fit("lightning.pytorch", theirs, tmp_path, ("on_validation_end", 12), val_check_interval=0.5)
+    trainer, _, _ = _fit("inazuma", ours, tmp_path, ckpt_path=tmp_path / "saved.ckpt", val_check_interval=0.5)
+    assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 3
+
+
 @BOTH_WAYS
 def test_manual_optimization_goes_on_where_the_other_package_stopped(writer: str, reader: str, tmp_path: Path) -> None:
     torch.manual_seed(1)

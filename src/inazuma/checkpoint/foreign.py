@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from inazuma.progress import Limits, Next, Progress
+from inazuma.progress import Next, Progress
 
 if TYPE_CHECKING:
     from inazuma.run import Run
@@ -81,8 +81,9 @@ def to_loops(at: Progress, run: Run) -> dict[str, Any]:
     }
 
 
-def from_loops(loops: dict[str, Any], checkpoint: dict[str, Any], at: Progress, limits: Limits) -> None:
+def from_loops(loops: dict[str, Any], checkpoint: dict[str, Any], run: Run) -> None:
     """Set the position from the entry `loops` of a checkpoint that Lightning wrote."""
+    at, limits = run.progress, run.limits
     loop = loops["fit_loop"]
     epochs = loop["epoch_progress"]["current"]
     batches = loop["epoch_loop.batch_progress"]
@@ -94,12 +95,17 @@ def from_loops(loops: dict[str, Any], checkpoint: dict[str, Any], at: Progress, 
     at.stepped_batches = loop["epoch_loop.state_dict"].get("_batches_that_stepped", 0)
     at.total_batches = batches["total"]["processed"]
     is_inside = epochs["ready"] > epochs["completed"] == epochs["processed"]
-    if is_inside and is_uncounted and limits.closes_window(done - 1, is_last):
-        at.stepped_batches += 1
     at.epoch = epochs["processed"]
-    if epochs["processed"] > epochs["completed"] or epochs["ready"] == epochs["completed"]:
+    if not is_inside or epochs["started"] < epochs["ready"]:  # the latter was saved in on_train_epoch_start
         at.next = Next.START_EPOCH
-    elif is_last and done:
-        at.epoch, at.next = at.epoch + 1, Next.START_EPOCH
+    elif is_last and done == batches["current"]["ready"]:  # only the end of the epoch is left
+        is_open = done > batches["current"]["completed"]
+        # Logged values are not in the file: where the end of the epoch reads them, validation comes again.
+        reads_metrics = limits.validates_at_epoch_end and limits.check_val_every_n_epoch == 1
+        reads_metrics = reads_metrics or any(config.reduce_on_plateau for config in run.schedulers)
+        at.batch, at.is_last_batch = done, True
+        at.next = Next.COUNT if has_validated and not (is_open or reads_metrics) else Next.VALIDATE
     else:
+        if is_uncounted and limits.closes_window(done - 1, is_last):
+            at.stepped_batches += 1
         at.batch, at.is_last_batch, at.next = done, False, Next.TAKE_BATCH

@@ -165,7 +165,7 @@ def _restore_position(run: Run, checkpoint: dict[str, Any], path: Any) -> None:
     own = checkpoint.get("inazuma")
     if own is None:
         if "loops" in checkpoint:
-            from_loops(checkpoint["loops"], checkpoint, run.progress, run.limits)
+            from_loops(checkpoint["loops"], checkpoint, run)
     else:
         if own["format"] > FORMAT:
             raise CheckpointError(
