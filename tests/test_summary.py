@@ -214,6 +214,17 @@ def test_shared_layers_and_parameters_count_once() -> None:
     assert "other params" not in str(summary)
 
 
+@pytest.mark.parametrize("max_depth", [1, 2])
+def test_a_layer_that_two_parents_share_has_the_rows_of_lightning(max_depth: int) -> None:
+    names = []
+    for base, summary in ((LightningModule, summarize), (pl.LightningModule, reference.summarize)):
+        model = base()
+        model.body = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+        model.first = model.body[0]
+        names.append(summary(model, max_depth).layer_names)
+    assert names[0] == names[1]
+
+
 def test_lazy_parameters_count_zero_with_a_warning_until_an_example_shapes_them() -> None:
     class Lazy(LightningModule):
         def __init__(self) -> None:
@@ -224,7 +235,9 @@ def test_lazy_parameters_count_zero_with_a_warning_until_an_example_shapes_them(
             return self.layer(x)
 
     with pytest.warns(UserWarning, match="Lazy counts lazy parameters as 0.*Set `self.example_input_array`"):
-        assert summarize(Lazy()).param_nums == [0]
+        summary = summarize(Lazy())
+    assert (summary.param_nums, summary.model_size) == ([0], 0.0)
+    assert "LazyLinear" in str(summary)
     model = Lazy()
     model.example_input_array = torch.ones(1, 3)
     assert summarize(model).param_nums == [16]

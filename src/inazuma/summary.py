@@ -113,6 +113,8 @@ class ModelSummary:
         """The layers down to `max_depth` with their dotted names, without the module itself."""
         if self._max_depth == 0:
             return []
+        if self._max_depth == 1:  # a child that is part of another one too has a row here
+            return list(self._model.named_children())
         layers = list(self._model.named_modules())[1:]
         return [item for item in layers if self._max_depth == -1 or item[0].count(".") < self._max_depth]
 
@@ -165,7 +167,8 @@ class ModelSummary:
     @property
     def model_size(self) -> float:
         """Megabytes (10^6 bytes) of all parameters in the dtypes they have now."""
-        return sum(_numel(parameter) * parameter.element_size() for parameter in self._model.parameters()) / 1e6
+        # the size of a dtype, and not of an element: a lazy parameter has none
+        return sum(_numel(parameter) * parameter.dtype.itemsize for parameter in self._model.parameters()) / 1e6
 
     @property
     def total_flops(self) -> int:
