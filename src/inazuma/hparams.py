@@ -243,7 +243,7 @@ def _warn_of_modules(hparams: Mapping[str, Any]) -> None:
             rank_zero_warn(
                 f"{name!r} is an instance of `nn.Module`, which a checkpoint holds anyway, as part of the "
                 f"weights. Leave it out: self.save_hyperparameters(ignore=[{name!r}])",
-                stacklevel=5,
+                stacklevel=7,
             )
 
 
@@ -436,7 +436,7 @@ def init_arguments(
         rank_zero_warn(
             f"{cls.__name__}.load_from_checkpoint: the checkpoint does not hold {_listed(missing)}. Arguments that are "
             f"missing take their default. If that is not right, pass {_to_pass(_names(missing))}",
-            stacklevel=5,
+            stacklevel=7,
         )
     return tuple(
         arguments.pop(p.name) for p in parameters if p.kind is p.POSITIONAL_ONLY and p.name in arguments
@@ -482,7 +482,7 @@ def _drop_cli_keys(cls: type, stored: dict[str, Any]) -> None:
             f"{cls.__name__}.load_from_checkpoint: the checkpoint was written by Lightning's CLI and asks to build the "
             f"object by {named}. inazuma does not import or call what a file names, and passes the stored "
             f"hyper-parameters to {cls.__name__} as they are. Pass arguments that are objects yourself.",
-            stacklevel=6,
+            stacklevel=8,
         )
 
 

@@ -68,9 +68,9 @@ def rank_zero_info(message: str, *args: object) -> None:
 
 
 def rank_zero_warn(message: str | Warning, category: type[Warning] = UserWarning, stacklevel: int = 4) -> None:
-    """`warnings.warn` on rank 0 only."""
+    """`warnings.warn` on rank 0 only. `stacklevel` counts as Lightning counts, where 4 is the line that calls this."""
     if rank_zero_only.rank == 0:
-        warnings.warn(message, category=category, stacklevel=stacklevel)
+        warnings.warn(message, category=category, stacklevel=stacklevel - 2)
 
 
 def rank_zero_deprecation(message: str, stacklevel: int = 5) -> None:
