@@ -285,9 +285,10 @@ class Limits:
 
     def logs_now(self, at: Progress) -> bool:
         """Whether the metrics of a stepping batch go to the loggers."""
-        if self.should_stop or self.fast_dev_run:
-            return True
-        return self.log_every_n_steps != 0 and (at.stepped_batches + 1) % self.log_every_n_steps == 0
+        if not self.log_every_n_steps:
+            return False
+        is_time = (at.stepped_batches + 1) % self.log_every_n_steps == 0
+        return is_time or self.should_stop or bool(self.fast_dev_run)
 
     def validates_in_epoch(self, epoch: int) -> bool:
         every = self.check_val_every_n_epoch
