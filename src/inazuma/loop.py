@@ -99,6 +99,8 @@ def train_epoch(run: Run) -> None:
         run.batches.begin_epoch()
         at.batch, at.validated_batches, at.is_last_batch, at.next = 0, 0, False, Next.TAKE_BATCH
         hooks.fire("on_train_epoch_start")
+        if run.limits.stops_now(at):  # asked for in that hook
+            at.next = Next.END_EPOCH
     if at.next in (Next.REPORT, Next.VALIDATE, Next.COUNT):
         after_batch(run)
     if at.next == Next.TAKE_BATCH:

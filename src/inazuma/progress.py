@@ -170,10 +170,10 @@ class Limits:
         self._set_validation_interval()
         if self.fast_dev_run is True:
             self.fast_dev_run = 1
-        if self.overfit_batches > 0:
-            self.limit_train_batches = self.limit_val_batches = self.overfit_batches
         if self.fast_dev_run:
             self._set_fast_dev_run(int(self.fast_dev_run))
+        if self.overfit_batches > 0:
+            self.limit_train_batches = self.limit_val_batches = self.overfit_batches
 
     def _check_counts(self) -> None:
         for name, least, hint in _COUNTS:
