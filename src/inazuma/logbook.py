@@ -68,6 +68,7 @@ _REDUCTIONS: dict[Any, str] = {
     max: "max",
     sum: "sum",
 }
+_LARGEST = torch.finfo(torch.float32).max
 _START = {"mean": 0.0, "sum": 0.0, "min": math.inf, "max": -math.inf}
 
 
@@ -435,7 +436,10 @@ class Logbook:
         if getattr(value, "size", 1) == 1 and hasattr(value, "item"):  # numpy's scalars
             value = value.item()
         if isinstance(value, (bool, int, float)):
-            return torch.full((), float(value), dtype=torch.float32, device=self.device)  # does not wait for the device
+            number = float(value)
+            if abs(number) > _LARGEST:  # as a cast would; torch.full refuses it
+                number = math.copysign(math.inf, number)
+            return torch.full((), number, dtype=torch.float32, device=self.device)  # does not wait for the device
         raise ValueError(
             f"`self.log({name!r}, {value!r})`: `{type(value).__name__}` values cannot be logged. Give a "
             "number, a tensor with one element or a torchmetrics.Metric; a dict goes to `self.log_dict`."
