@@ -338,6 +338,12 @@ def test_what_cannot_be_a_loss_is_described(returned: Any, error: type[Exception
     assert failure.__notes__ == ["In `training_step` at epoch 0, batch 0, global step 0, rank 0 (train)."]  # type: ignore[attr-defined]
 
 
+def test_a_step_that_forgets_to_return_its_loss_is_warned_of_once() -> None:
+    with pytest.warns(UserWarning, match=r"`Model.training_step` returned None .* Is a `return loss` missing") as said:
+        trainer().fit(module_with(training_step=lambda self, batch, batch_idx: None))
+    assert len(said) == 1
+
+
 def test_what_a_manual_step_must_not_return_is_described() -> None:
     module = module_with(training_step=lambda self, batch, batch_idx: 3)
     module.automatic_optimization = False

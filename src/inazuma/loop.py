@@ -210,6 +210,10 @@ def finish_batch(run: Run, outputs: Any, batch: Any, batch_idx: int) -> None:
 def as_loss(run: Run, output: Any, window: int) -> tuple[Tensor | None, dict[str, Any]]:
     """The loss to go backward from, divided by the accumulation window, and the outputs for on_train_batch_end."""
     if output is None:
+        run.warn_once(
+            f"`{type(run.module).__name__}.training_step` returned None instead of a loss, so nothing is learnt from "
+            "such a batch. Is a `return loss` missing? If it is on purpose, ignore this."
+        )
         return None, {}
     loss, outputs = output, dict[str, Any]()
     if not isinstance(output, Tensor):

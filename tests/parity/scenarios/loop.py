@@ -271,7 +271,7 @@ def detect_anomaly_finds_nan(lab: Lab) -> None:
     lab.fit(Net(), detect_anomaly=True)
 
 
-@scenario()
+@scenario(warns=["returned None instead of a loss"])
 def training_step_returns_none(lab: Lab) -> None:
     class Net(lab.Net):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -280,7 +280,7 @@ def training_step_returns_none(lab: Lab) -> None:
     lab.fit(Net())
 
 
-@scenario()
+@scenario(warns=["returned None instead of a loss"])
 def training_step_returns_none_inside_a_window(lab: Lab) -> None:
     class Net(lab.Net):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
