@@ -367,6 +367,11 @@ def with_scheduler(kind: Any = ReduceLROnPlateau, of_other: bool = False, **more
     ("module", "says"),
     [
         (lambda: with_scheduler(), "`ReduceLROnPlateau` scheduler must include a monitor"),
+        (lambda: with_scheduler(StepLR, reduce_on_plateau=True), "dict of a `StepLR` scheduler must include a monitor"),
+        (
+            lambda: with_scheduler(reduce_on_plateau=False, monitor="loss"),
+            '`ReduceLROnPlateau` steps on a metric, but its dict has "reduce_on_plateau": False',
+        ),
         (lambda: with_scheduler(monitor=3), 'The "monitor" of the lr scheduler `ReduceLROnPlateau` should be the name'),
         (lambda: with_scheduler(StepLR, of_other=True), "optimizer that `Model.configure_optimizers` did not return"),
         (lambda: with_scheduler(StepLR, interval="steps"), 'is \'steps\'. Use "step" or "epoch"'),
