@@ -474,6 +474,11 @@ class Logbook:
     def end_batch(self) -> None:
         self.batch = self.batch_size = None
 
+    def give_up_batch(self) -> None:
+        """The module ended the epoch in place of a batch: what it logged as steps for it is not shown."""
+        self.end_batch()
+        self._is_behind = False
+
     def end_batches(self, shows: bool = True) -> dict[str, Tensor]:
         """The last batch of an epoch, or of a loader, is done: from here epoch values are shown. Returns them."""
         if self._is_behind:

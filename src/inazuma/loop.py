@@ -67,7 +67,9 @@ def fit(run: Run) -> None:
         rank_zero_info(f"`Trainer.fit` has nothing to train: {limits.training_done(at)}.")
         return
     if run.validates and limits.validates_in_epoch(at.epoch):
+        run.state.stage = RunningStage.VALIDATING
         run.val.open(run, at.epoch)
+        run.state.stage = RunningStage.TRAINING
         run.check_dataloader_idx("validation", run.val)
     hooks.fire("on_train_start")
     run.restore_rng()
@@ -182,8 +184,8 @@ def begin_batch(run: Run, batch: Any, batch_idx: int) -> bool:
     elif run.hooks.fire("on_train_batch_start", batch, batch_idx) == -1:
         at.is_last_batch, at.next, run.is_inside_batch, run.boundary = True, Next.END_EPOCH, False, None
         at.total_batches += 1
-        run.logbook.end_batch()
-        step_schedulers(run, "step")
+        run.logbook.give_up_batch()
+        step_schedulers(run, "step", given_up=1)
         step_schedulers(run, "epoch")
         return False
     return True
@@ -302,12 +304,15 @@ def manual_step(run: Run, optimizer: Optimizer, closure: Callable[[], Any], **kw
     return answer
 
 
-def step_schedulers(run: Run, interval: str, plateau: bool = False) -> None:
-    """Advance the schedules of this interval: those that follow a metric (`plateau`), or all others."""
+def step_schedulers(run: Run, interval: str, plateau: bool = False, given_up: int = 0) -> None:
+    """Advance the schedules of this interval: those that follow a metric (`plateau`), or all others.
+
+    A batch that is `given_up`, because the module ended the epoch in its place, counts towards their frequency.
+    """
     if not run.is_automatic:
         return
     at = run.progress
-    done = at.batch if interval == "step" else at.epoch + 1
+    done = at.batch + given_up if interval == "step" else at.epoch + 1
     for config in run.schedulers:
         if config.interval != interval or config.reduce_on_plateau != plateau or done % config.frequency:
             continue

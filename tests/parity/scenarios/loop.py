@@ -333,6 +333,30 @@ def minus_one_from_the_first_batch(lab: Lab) -> None:
 
 
 @scenario()
+def minus_one_with_a_schedule_of_every_second_step(lab: Lab) -> None:
+    class Net(lab.Net):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
+            return -1 if batch_idx == 3 - self.current_epoch else None
+
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+            schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+            return [optimizer], [{"scheduler": schedule, "interval": "step", "frequency": 2}]
+
+    lab.fit(Net(), accumulate_grad_batches=3)
+
+
+@scenario()
+def minus_one_after_logging(lab: Lab) -> None:
+    class Net(lab.Net):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
+            self.log("begun", float(batch_idx), on_step=True, on_epoch=True, prog_bar=True)
+            return -1 if batch_idx == 3 else None
+
+    lab.fit(Net(), log_every_n_steps=2)
+
+
+@scenario()
 def minus_one_from_a_callback(lab: Lab) -> None:
     class Skipper(lab.pl.Callback):
         def on_train_batch_start(self, *_: Any) -> Any:
