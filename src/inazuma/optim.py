@@ -265,8 +265,8 @@ def _check_scheduler(module: LightningModule, config: LRSchedulerConfig, optimiz
         and not _steps_schedulers_itself(module)
     ):
         raise MisconfigurationException(
-            f'`{name}` steps on a metric, but its dict has "reduce_on_plateau": False, so it would get none. Leave that '
-            "key out, or override `lr_scheduler_step(self, scheduler, metric)` in your module."
+            f'`{name}` steps on a metric, but its dict has "reduce_on_plateau": False, so it would get none. Leave '
+            "that key out, or override `lr_scheduler_step(self, scheduler, metric)` in your module."
         )
     if (
         module.automatic_optimization
