@@ -338,6 +338,12 @@ def test_what_cannot_be_a_loss_is_described(returned: Any, error: type[Exception
     assert failure.__notes__ == ["In `training_step` at epoch 0, batch 0, global step 0, rank 0 (train)."]  # type: ignore[attr-defined]
 
 
+def test_a_step_that_forgets_to_return_its_loss_is_warned_of_once() -> None:
+    with pytest.warns(UserWarning, match=r"`Model.training_step` returned None .* Is a `return loss` missing") as said:
+        trainer().fit(module_with(training_step=lambda self, batch, batch_idx: None))
+    assert len(said) == 1
+
+
 def test_what_a_manual_step_must_not_return_is_described() -> None:
     module = module_with(training_step=lambda self, batch, batch_idx: 3)
     module.automatic_optimization = False
@@ -361,6 +367,11 @@ def with_scheduler(kind: Any = ReduceLROnPlateau, of_other: bool = False, **more
     ("module", "says"),
     [
         (lambda: with_scheduler(), "`ReduceLROnPlateau` scheduler must include a monitor"),
+        (lambda: with_scheduler(StepLR, reduce_on_plateau=True), "dict of a `StepLR` scheduler must include a monitor"),
+        (
+            lambda: with_scheduler(reduce_on_plateau=False, monitor="loss"),
+            '`ReduceLROnPlateau` steps on a metric, but its dict has "reduce_on_plateau": False',
+        ),
         (lambda: with_scheduler(monitor=3), 'The "monitor" of the lr scheduler `ReduceLROnPlateau` should be the name'),
         (lambda: with_scheduler(StepLR, of_other=True), "optimizer that `Model.configure_optimizers` did not return"),
         (lambda: with_scheduler(StepLR, interval="steps"), 'is \'steps\'. Use "step" or "epoch"'),

@@ -110,7 +110,7 @@ def test_automatic_optimization_refuses_several_optimizers() -> None:
         configure(Module(lambda o: [o, o]))
 
 
-@pytest.mark.parametrize("nothing", [None, []])
+@pytest.mark.parametrize("nothing", [None, [], ([], [])])
 def test_no_optimizer_warns_and_gives_one_that_does_nothing(nothing: Any) -> None:
     with pytest.warns(UserWarning, match="will run with no optimizer"):
         optimizers, configs = configure(Module(lambda o: nothing))

@@ -412,6 +412,8 @@ PROGRAM = """
     from inazuma import Callback, LightningModule, Trainer
     from inazuma.testing import BoringModel
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with it ignored
+
     class Kill(Callback):
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
             print("batch", batch_idx, flush=True)

@@ -68,6 +68,7 @@ _REDUCTIONS: dict[Any, str] = {
     max: "max",
     sum: "sum",
 }
+_LARGEST = torch.finfo(torch.float32).max
 _START = {"mean": 0.0, "sum": 0.0, "min": math.inf, "max": -math.inf}
 
 
@@ -435,7 +436,10 @@ class Logbook:
         if getattr(value, "size", 1) == 1 and hasattr(value, "item"):  # numpy's scalars
             value = value.item()
         if isinstance(value, (bool, int, float)):
-            return torch.full((), float(value), dtype=torch.float32, device=self.device)  # does not wait for the device
+            number = float(value)
+            if abs(number) > _LARGEST:  # as a cast would; torch.full refuses it
+                number = math.copysign(math.inf, number)
+            return torch.full((), number, dtype=torch.float32, device=self.device)  # does not wait for the device
         raise ValueError(
             f"`self.log({name!r}, {value!r})`: `{type(value).__name__}` values cannot be logged. Give a "
             "number, a tensor with one element or a torchmetrics.Metric; a dict goes to `self.log_dict`."
@@ -469,6 +473,11 @@ class Logbook:
 
     def end_batch(self) -> None:
         self.batch = self.batch_size = None
+
+    def give_up_batch(self) -> None:
+        """The module ended the epoch in place of a batch: what it logged as steps for it is not shown."""
+        self.end_batch()
+        self._is_behind = False
 
     def end_batches(self, shows: bool = True) -> dict[str, Tensor]:
         """The last batch of an epoch, or of a loader, is done: from here epoch values are shown. Returns them."""

@@ -67,7 +67,9 @@ def fit(run: Run) -> None:
         rank_zero_info(f"`Trainer.fit` has nothing to train: {limits.training_done(at)}.")
         return
     if run.validates and limits.validates_in_epoch(at.epoch):
+        run.state.stage = RunningStage.VALIDATING
         run.val.open(run, at.epoch)
+        run.state.stage = RunningStage.TRAINING
         run.check_dataloader_idx("validation", run.val)
     hooks.fire("on_train_start")
     run.restore_rng()
@@ -99,6 +101,8 @@ def train_epoch(run: Run) -> None:
         run.batches.begin_epoch()
         at.batch, at.validated_batches, at.is_last_batch, at.next = 0, 0, False, Next.TAKE_BATCH
         hooks.fire("on_train_epoch_start")
+        if run.limits.stops_now(at):  # asked for in that hook
+            at.next = Next.END_EPOCH
     if at.next in (Next.REPORT, Next.VALIDATE, Next.COUNT):
         after_batch(run)
     if at.next == Next.TAKE_BATCH:
@@ -180,8 +184,8 @@ def begin_batch(run: Run, batch: Any, batch_idx: int) -> bool:
     elif run.hooks.fire("on_train_batch_start", batch, batch_idx) == -1:
         at.is_last_batch, at.next, run.is_inside_batch, run.boundary = True, Next.END_EPOCH, False, None
         at.total_batches += 1
-        run.logbook.end_batch()
-        step_schedulers(run, "step")
+        run.logbook.give_up_batch()
+        step_schedulers(run, "step", given_up=1)
         step_schedulers(run, "epoch")
         return False
     return True
@@ -208,6 +212,10 @@ def finish_batch(run: Run, outputs: Any, batch: Any, batch_idx: int) -> None:
 def as_loss(run: Run, output: Any, window: int) -> tuple[Tensor | None, dict[str, Any]]:
     """The loss to go backward from, divided by the accumulation window, and the outputs for on_train_batch_end."""
     if output is None:
+        run.warn_once(
+            f"`{type(run.module).__name__}.training_step` returned None instead of a loss, so nothing is learnt from "
+            "such a batch. Is a `return loss` missing? If it is on purpose, ignore this."
+        )
         return None, {}
     loss, outputs = output, dict[str, Any]()
     if not isinstance(output, Tensor):
@@ -296,12 +304,15 @@ def manual_step(run: Run, optimizer: Optimizer, closure: Callable[[], Any], **kw
     return answer
 
 
-def step_schedulers(run: Run, interval: str, plateau: bool = False) -> None:
-    """Advance the schedules of this interval: those that follow a metric (`plateau`), or all others."""
+def step_schedulers(run: Run, interval: str, plateau: bool = False, given_up: int = 0) -> None:
+    """Advance the schedules of this interval: those that follow a metric (`plateau`), or all others.
+
+    A batch that is `given_up`, because the module ended the epoch in its place, counts towards their frequency.
+    """
     if not run.is_automatic:
         return
     at = run.progress
-    done = at.batch if interval == "step" else at.epoch + 1
+    done = at.batch + given_up if interval == "step" else at.epoch + 1
     for config in run.schedulers:
         if config.interval != interval or config.reduce_on_plateau != plateau or done % config.frequency:
             continue

@@ -85,14 +85,13 @@ def configure(module: LightningModule) -> tuple[list[Optimizer], list[LRSchedule
     """
     returned = module.configure_optimizers()
     automatic = module.automatic_optimization
-    if returned is None or (automatic and isinstance(returned, (list, tuple)) and not returned):
+    optimizers, schedulers, monitor = ([], [], None) if returned is None else _split(module, returned)
+    if returned is None or (automatic and not optimizers and not schedulers):
         rank_zero_warn(
             f"`{_where(module)}` returned `{returned}`, so this fit will run with no optimizer: the steps are counted, "
             "no weight changes. Return an optimizer to train."
         )
         return [NoOptimizer()], []
-
-    optimizers, schedulers, monitor = _split(module, returned)
     if automatic and len(optimizers) > 1:
         raise RuntimeError(
             f"`{_where(module)}` returned {len(optimizers)} optimizers, but multiple optimizers are only supported "
@@ -177,9 +176,10 @@ def _scheduler_config(scheduler: Any, monitor: str | None) -> LRSchedulerConfig:
         config = LRSchedulerConfig(scheduler, reduce_on_plateau=True, monitor=monitor)
     else:
         config = LRSchedulerConfig(scheduler)
-    if isinstance(config.scheduler, ReduceLROnPlateau) and config.monitor is None:
+    follows_a_metric = config.reduce_on_plateau or isinstance(config.scheduler, ReduceLROnPlateau)
+    if follows_a_metric and config.monitor is None:
         raise MisconfigurationException(
-            "The dict of a `ReduceLROnPlateau` scheduler must include a monitor: "
+            f"The dict of a `{type(config.scheduler).__name__}` scheduler must include a monitor: "
             'it steps on a metric. Return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, '
             '"monitor": "val_loss"}}, with the name of something that you log.'
             if isinstance(scheduler, Mapping)
@@ -257,6 +257,16 @@ def _check_scheduler(module: LightningModule, config: LRSchedulerConfig, optimiz
         raise MisconfigurationException(
             f"The lr scheduler `{name}` belongs to an optimizer that `{_where(module)}` did not return, so "
             "it would change no learning rate of this fit. Build it on one of the returned optimizers."
+        )
+    if (
+        module.automatic_optimization
+        and isinstance(scheduler, ReduceLROnPlateau)
+        and not config.reduce_on_plateau
+        and not _steps_schedulers_itself(module)
+    ):
+        raise MisconfigurationException(
+            f'`{name}` steps on a metric, but its dict has "reduce_on_plateau": False, so it would get none. Leave '
+            "that key out, or override `lr_scheduler_step(self, scheduler, metric)` in your module."
         )
     if (
         module.automatic_optimization

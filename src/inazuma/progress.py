@@ -170,10 +170,10 @@ class Limits:
         self._set_validation_interval()
         if self.fast_dev_run is True:
             self.fast_dev_run = 1
-        if self.overfit_batches > 0:
-            self.limit_train_batches = self.limit_val_batches = self.overfit_batches
         if self.fast_dev_run:
             self._set_fast_dev_run(int(self.fast_dev_run))
+        if self.overfit_batches > 0:
+            self.limit_train_batches = self.limit_val_batches = self.overfit_batches
 
     def _check_counts(self) -> None:
         for name, least, hint in _COUNTS:
@@ -285,9 +285,10 @@ class Limits:
 
     def logs_now(self, at: Progress) -> bool:
         """Whether the metrics of a stepping batch go to the loggers."""
-        if self.should_stop or self.fast_dev_run:
-            return True
-        return self.log_every_n_steps != 0 and (at.stepped_batches + 1) % self.log_every_n_steps == 0
+        if not self.log_every_n_steps:
+            return False
+        is_time = (at.stepped_batches + 1) % self.log_every_n_steps == 0
+        return is_time or self.should_stop or bool(self.fast_dev_run)
 
     def validates_in_epoch(self, epoch: int) -> bool:
         every = self.check_val_every_n_epoch

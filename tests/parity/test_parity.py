@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.parity.recorder import SCENARIOS, Record, Scenario, differences, run
+from tests.parity.recorder import SCENARIOS, Record, Scenario, broken, differences, run
 from tests.parity.scenarios import checkpoints, data, helpers, interruptions, logs, loop, optimization
 
 from inazuma import callbacks
@@ -25,6 +25,8 @@ def test_a_program_runs_alike_on_lightning_and_on_inazuma(program: Scenario, tmp
         pytest.skip(f"inazuma has no {program.needs} yet")
     expected = run("lightning.pytorch", program, tmp_path / "lightning")
     got = run("inazuma", program, tmp_path / "inazuma")
+    for record in (expected, got):
+        assert not broken(record), f"the recorder failed in {program.name}: {record.error!r}"
     found = differences(expected, got)
     surprising = {part: where for part, where in found.items() if part not in program.deviates}
     assert not surprising, _report(program, surprising, expected, got)

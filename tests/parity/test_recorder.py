@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.parity.recorder import SCENARIOS, Event, Lab, Record, Scenario, differences, first_difference, run
+from tests.parity.recorder import SCENARIOS, Event, Lab, Record, Scenario, broken, differences, first_difference, run
 from tests.parity.scenarios import helpers, loop, optimization
 
 ROOMS = (helpers, loop, optimization)  # imported: they enter their scenarios
@@ -70,3 +70,15 @@ def test_other_weights_are_seen(tmp_path: Path) -> None:
     first = run("lightning.pytorch", SCENARIOS["plain"], tmp_path / "a")
     second = run("lightning.pytorch", Scenario("longer", longer, {}, (), None), tmp_path / "b")
     assert {"hooks", "csv", "files", "weights"} <= set(differences(first, second))
+
+
+def test_a_mistake_of_the_recorder_is_told_from_one_of_the_program(tmp_path: Path) -> None:
+    def of_the_recorder(lab: Lab) -> None:
+        lab.fit(callbacks=3)
+
+    def of_the_program(lab: Lab) -> None:
+        raise TypeError("wrong")
+
+    for program, expected in ((of_the_recorder, True), (of_the_program, False)):
+        record = run("inazuma", Scenario("", program, {}, (), None), tmp_path / program.__name__)
+        assert (record.raised, broken(record)) == ("TypeError", expected)

@@ -87,8 +87,8 @@ class Loaders:
         if not self.is_there or self.limit == 0:
             return False
         every = self.limits.reload_dataloaders_every_n_epochs
-        is_due = self.opened_in_epoch is None or (every and run.is_fitting and epoch - self.opened_in_epoch >= every)
-        if is_due:
+        since = math.inf if self.opened_in_epoch is None else epoch - self.opened_in_epoch
+        if self.combined is None or (every and run.is_fitting and since >= every):
             self._ask(run)
             if not (run.is_sanity_checking and not self.limits.validates_in_epoch(epoch)):
                 self.opened_in_epoch = epoch

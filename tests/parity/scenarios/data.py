@@ -147,6 +147,34 @@ def loaders_of_the_module(lab: Lab) -> None:
 
 
 @scenario()
+def a_sanity_check_in_an_epoch_without_validation(lab: Lab) -> None:
+    class Net(lab.Net):
+        def val_dataloader(self) -> Any:
+            return loader(4)
+
+    lab.fit(Net(), val=False, check_val_every_n_epoch=2, max_epochs=4)
+    lab.fit(Net(), val=False, check_val_every_n_epoch=2, max_epochs=4, reload_dataloaders_every_n_epochs=3)
+
+
+@scenario()
+def stages_in_which_loaders_are_asked_for(lab: Lab) -> Any:
+    asked = []
+
+    class Net(lab.Net):
+        def train_dataloader(self) -> Any:
+            asked.append(f"train in {self.trainer.state.stage.value}")
+            return loader()
+
+        def val_dataloader(self) -> Any:
+            asked.append(f"val in {self.trainer.state.stage.value}")
+            return loader(4)
+
+    for steps in (0, 1):
+        lab.fit(Net(), False, False, num_sanity_val_steps=steps)
+    return asked
+
+
+@scenario()
 def loaders_reloaded_every_epoch(lab: Lab) -> None:
     class Net(lab.Net):
         def train_dataloader(self) -> Any:

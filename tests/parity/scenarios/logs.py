@@ -121,6 +121,7 @@ def kinds_of_values(lab: Lab) -> None:
             tensors = {"long": torch.tensor(batch_idx), "double": loss.double(), "half": loss.bfloat16()}
             self.log_dict({**values, **tensors}, on_step=True, on_epoch=True)
             self.log("nan", float("nan"), on_epoch=True)
+            self.log_dict({"beyond_float32": 1e300, "below_float32": -1e300})
             self.log("with_graph", loss, enable_graph=True, prog_bar=True)
             self.log("no_logger", loss, logger=False, on_epoch=True)
             self.log("weighted", float(batch_idx), on_epoch=True, batch_size=1 + batch_idx)

@@ -203,6 +203,29 @@ def should_stop_in_validation(lab: Lab) -> None:
     lab.fit(Net(), val_check_interval=2, max_epochs=4)
 
 
+@scenario()
+def should_stop_in_on_train_epoch_start(lab: Lab) -> None:
+    class Net(lab.Net):
+        def on_train_epoch_start(self) -> None:
+            self.trainer.should_stop = self.current_epoch == 1
+
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=10.0)
+            return {"optimizer": optimizer, "lr_scheduler": plateau, "monitor": "train_loss"}
+
+    lab.fit(Net(), max_epochs=4, log_every_n_steps=3)
+
+
+@scenario()
+def should_stop_in_on_train_epoch_start_before_min_epochs(lab: Lab) -> None:
+    class Net(lab.Net):
+        def on_train_epoch_start(self) -> None:
+            self.trainer.should_stop = True
+
+    lab.fit(Net(), min_epochs=2, max_epochs=4, accumulate_grad_batches=2)
+
+
 @scenario(warns=["turning off the train dataloader shuffling"])
 def overfit_batches(lab: Lab) -> None:
     lab.fit(train=loader(shuffle=True), overfit_batches=2)
@@ -216,6 +239,12 @@ def overfit_share(lab: Lab) -> None:
 @scenario()
 def fast_dev_run(lab: Lab) -> None:
     lab.fit(fast_dev_run=True, callbacks=[lab.callbacks.EarlyStopping("val_loss")])
+
+
+@scenario()
+def fast_dev_run_and_overfit_batches(lab: Lab) -> Any:
+    trainer = lab.fit(fast_dev_run=2, overfit_batches=3)
+    return [trainer.limit_train_batches, trainer.limit_val_batches, trainer.limit_test_batches, trainer.max_steps]
 
 
 @scenario()
@@ -242,7 +271,7 @@ def detect_anomaly_finds_nan(lab: Lab) -> None:
     lab.fit(Net(), detect_anomaly=True)
 
 
-@scenario()
+@scenario(warns=["returned None instead of a loss"])
 def training_step_returns_none(lab: Lab) -> None:
     class Net(lab.Net):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -251,7 +280,7 @@ def training_step_returns_none(lab: Lab) -> None:
     lab.fit(Net())
 
 
-@scenario()
+@scenario(warns=["returned None instead of a loss"])
 def training_step_returns_none_inside_a_window(lab: Lab) -> None:
     class Net(lab.Net):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -301,6 +330,30 @@ def minus_one_from_the_first_batch(lab: Lab) -> None:
             return -1
 
     lab.fit(Net())
+
+
+@scenario()
+def minus_one_with_a_schedule_of_every_second_step(lab: Lab) -> None:
+    class Net(lab.Net):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
+            return -1 if batch_idx == 3 - self.current_epoch else None
+
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+            schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+            return [optimizer], [{"scheduler": schedule, "interval": "step", "frequency": 2}]
+
+    lab.fit(Net(), accumulate_grad_batches=3)
+
+
+@scenario()
+def minus_one_after_logging(lab: Lab) -> None:
+    class Net(lab.Net):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
+            self.log("begun", float(batch_idx), on_step=True, on_epoch=True, prog_bar=True)
+            return -1 if batch_idx == 3 else None
+
+    lab.fit(Net(), log_every_n_steps=2)
 
 
 @scenario()
