@@ -172,8 +172,8 @@ class Part:
                 self._view = with_indices(self.loader, **{what: _Stream(self)}, generator=torch.Generator())
             self._is_seeded = not self.start["draws_seed"]
             stream = iter(self._view)
-            if "rng_of_first" in self.start and self._ahead is not None:
-                self._ahead.prime()  # while the random state is the one of then
+            if "rng_of_first" in self.start and not self._has_workers and self._ahead is not None:
+                self._ahead.prime()  # while the random state is the one of then; workers have drawn already
         else:
             self.seed = derived_seed(*self.start["rng"]["torch"].tolist())
             stream = iter(self.loader)
