@@ -21,6 +21,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "inazuma"
 
 # A name is a file or a folder (a room, with all that is in it); the longest match counts. "" is inazuma/__init__.py.
 FLOORS: dict[int, str] = {
+    7: "__main__",
     6: "",
     5: "cli tuner report testing plugins accelerators utilities",
     4: "views arguments trainer",
