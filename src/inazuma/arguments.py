@@ -94,6 +94,7 @@ def check_kinds(arguments: dict[str, Any]) -> None:
         "sync_batchnorm",
         "enable_autolog_hparams",
         "exact_resume",
+        "async_checkpointing",
     ):
         value = arguments[name]
         if value is not None and not isinstance(value, int):
