@@ -18,6 +18,7 @@ import inazuma
 from inazuma.testing import BoringModel
 
 PUBLIC_NAMES = {
+    "BadSteps",
     "Callback",
     "LightningDataModule",
     "LightningModule",
@@ -70,6 +71,11 @@ TRAINER_ARGUMENTS: dict[str, Any] = {
     "model_registry": None,
 }
 
+# Arguments that Lightning's Trainer does not have; they stand behind its own.
+OWN_TRAINER_ARGUMENTS: dict[str, Any] = {
+    "bad_steps": None,
+}
+
 # Lightning's keys stay where Lightning puts them; what an exact resume needs besides goes under one key of our own.
 CHECKPOINT_KEYS = {
     "callbacks",
@@ -96,6 +102,7 @@ CLASSES: dict[str, tuple[type, type, type]] = {  # ours, Lightning's, and a base
 OWN_NAMES: dict[str, set[str]] = {
     "Trainer": {
         "backward",
+        "bad_steps",
         "benchmark",
         "detect_anomaly",
         "inference_mode",
@@ -174,7 +181,7 @@ def test_the_public_names_are_these() -> None:
 
 
 def test_the_arguments_of_the_trainer_and_their_defaults_are_these() -> None:
-    assert trainer_arguments(inazuma.Trainer) == TRAINER_ARGUMENTS
+    assert trainer_arguments(inazuma.Trainer) == TRAINER_ARGUMENTS | OWN_TRAINER_ARGUMENTS
 
 
 def test_the_keys_of_a_checkpoint_are_these(tmp_path: Path) -> None:

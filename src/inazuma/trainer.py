@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from inazuma import devices as device_room
 from inazuma import files, loop
 from inazuma.arguments import check_barebones, check_kinds, clipping, set_determinism, split_plugins, with_environment
+from inazuma.bad_steps import BadSteps
 from inazuma.callbacks.callback import Callback
 from inazuma.callbacks.checkpoint import Checkpoint
 from inazuma.callbacks.defaults import with_defaults, with_module_callbacks
@@ -137,6 +138,9 @@ class Trainer:
         default_root_dir: where files go. Default: the working directory.
         enable_autolog_hparams: give hyper-parameters to the loggers.
         model_registry: a name in a model registry.
+        bad_steps: what to do when a loss or gradient is NaN or infinite, or memory runs out: "raise" (with samples, and
+            a file to replay the step), "skip" (the step is not made), "rewind" (and the last steps are taken back), or
+            a `BadSteps(...)`. Default None: nothing is looked at, and it costs nothing.
 
     Raises:
         MisconfigurationException: an argument, or a combination, that cannot work.
@@ -188,6 +192,7 @@ class Trainer:
         default_root_dir: str | os.PathLike[str] | None = None,
         enable_autolog_hparams: bool = True,
         model_registry: str | None = None,
+        bad_steps: str | BadSteps | None = None,
     ) -> None:
         if model_registry is not None:
             raise MisconfigurationException(
@@ -205,6 +210,7 @@ class Trainer:
                 "are off, and `self.log` does nothing."
             )
         self.default_root_dir = files.resolve(os.getcwd() if default_root_dir is None else default_root_dir)
+        self.bad_steps = BadSteps.of(bad_steps, self.default_root_dir)
         clip_val, clip_algorithm = clipping(gradient_clip_val, gradient_clip_algorithm)
         self.limits = Limits(
             max_epochs=max_epochs,
@@ -485,6 +491,7 @@ class Trainer:
             state=self.state,
             loaders=loaders,
             check_signals=self._signals.check,
+            bad_steps=self.bad_steps,
         )
         if previous is not None:  # a checkpoint saved after an evaluation still holds those of the fit before
             self._run.set_optimizers(previous.optimizers)
@@ -528,6 +535,8 @@ class Trainer:
         run.logbook.results = run.logbook.batch = None
         run.hooks.where, run.is_inside_batch = "", False
         restore_modes(run.modes)
+        if run.guard is not None:
+            run.guard.teardown()
         self.precision_plugin.teardown()
         self.strategy.teardown()
         if self.strategy.root_device.type != "cpu":

@@ -87,6 +87,8 @@ def _states(loader: Any) -> list[Any]:
 class Batches:
     """The batches of a training epoch, and what is needed to enter the epoch in its middle."""
 
+    indices: Any = None  # what the sampler gave for the batch in work; None where that is not known
+
     def __init__(self, loaders: Loaders) -> None:
         self.loaders = loaders
         # for each part: the batch at which it was (re)started in this epoch, and the random states it started from
