@@ -168,6 +168,7 @@ class _State:
     """A copy of what an optimizer step changes, from before `step`."""
 
     step: int
+    of: list[int]  # which optimizers, schedules and parameter groups: no others can take it
     weights: list[Tensor]
     buffers: dict[str, Tensor]
     optimizers: list[dict[str, Any]]
@@ -270,12 +271,18 @@ class Guard:
         run = self.run
         return _State(
             step,
+            self._changing(),
             [param.detach().clone() for optimizer in run.optimizers for param in params_of(optimizer)],
             buffers,
             [copy.deepcopy(optimizer.state_dict()) for optimizer in run.optimizers],
             [copy.deepcopy(config.scheduler.state_dict()) for config in run.schedulers],
             copy.deepcopy(run.precision.state_dict()),
         )
+
+    def _changing(self) -> list[int]:
+        """Optimizers and schedules, by identity, and the sizes of parameter groups."""
+        groups = [len(group["params"]) for optimizer in self.run.optimizers for group in optimizer.param_groups]
+        return [*map(id, self.run.optimizers), *(id(config.scheduler) for config in self.run.schedulers), *groups]
 
     # Answering
 
@@ -307,8 +314,8 @@ class Guard:
         is_whole = self.copy is not None or not (self.is_stepping or self.runs > 1)
         if answer == "raise" or row >= self.policy.limit or not is_whole:
             reason = ""
-            if not is_whole and answer != "raise":
-                reason = " It cannot be left out, as weights may have changed in part."
+            if not is_whole:
+                reason = " It cannot be left out, as weights may have changed in part; the file has them as they are."
             elif answer != "raise":
                 reason = f" It is bad step {row} in a row, and BadSteps(limit={self.policy.limit}) ends the run here."
             path, advice = self._save(what)
@@ -382,11 +389,12 @@ class Guard:
 
     def _rewind(self) -> str:
         """Go back, and begin to collect states anew. Returns what was done."""
-        if not self.states:
+        states = [state for state in self.states if state.of == self._changing()]
+        if not states:
             return "There is no earlier state to go back to, so the step was only skipped"
         step, factor = self.run.progress.step, self.policy.lr_factor
-        old_enough = [state for state in self.states if state.step <= step - self.policy.rewind_steps]
-        state = old_enough[-1] if old_enough else self.states[0]
+        old_enough = [state for state in states if state.step <= step - self.policy.rewind_steps]
+        state = old_enough[-1] if old_enough else states[0]
         self._restore(state)
         slower = ""
         if factor != 1:
@@ -400,31 +408,15 @@ class Guard:
 
     def _save(self, what: str) -> tuple[str | None, str]:
         """Write the state before the step, and its batches. Returns the path, and what to say of it."""
-        run, at = self.run, self.run.progress
-        batches, changed = self._batches()
-        again: dict[str, Tensor] = {}  # the closure ran several times: state of the last, bad one
-        if self.runs > 1:
-            again = {name: parameter.detach().cpu() for name, parameter in run.module.named_parameters()}
-            again = {name: value.clone() for name, value in {**again, **self.seen}.items()}
-        bad_step = {
-            "what": what,
-            "progress": at.state_dict(),
-            "indices": as_plain([forward.indices for forward in self.forwards], changed),
-            "batches": batches,
-            "again": again,
-            "window": run.limits.accumulate_grad_batches,
-            "precision": run.precision.precision,
-            "accelerator": run.strategy.root_device.type,
-            "evaluating": [name for name, child in run.module.named_modules() if not child.training],
-        }
-        self._take_back()
-        path = self._free_path()
+        changed: list[str] = []
         try:
-            checkpoint = gather(run)
-            checkpoint["bad_step"] = bad_step
+            bad_step = self._described(what, changed)
+            self._take_back()
+            checkpoint = {**gather(self.run), "bad_step": bad_step}
+            path = self._free_path()
             files.atomic_save(checkpoint, path)
         except Exception as error:  # the bad step is what ends the run, whatever else fails
-            return None, f" The state before it could not be saved to {path}: {error!r}."
+            return None, f" The state before it could not be saved in {self.policy.dirpath}: {error!r}."
         advice = (
             f" The state before it and its batches are in {path}: `inazuma.testing.replay_bad_step(path, module)` runs "
             "it again. Trainer(bad_steps='skip') leaves such steps out."
@@ -434,19 +426,32 @@ class Guard:
             advice += f" A safe file cannot hold {kinds}: give `batches=` to replay them as they were."
         return path, advice
 
-    def _batches(self) -> tuple[list[dict[str, Any]], list[str]]:
-        changed: list[str] = []
-        batches = [
-            {
-                "batch": as_plain(forward.batch, changed),
-                "batch_idx": forward.batch_idx,
-                "rng": forward.rng,
-                "loss": None if forward.loss is None else forward.loss.cpu(),
-            }
-            for forward in self.forwards
-            if forward.rng is not None
-        ]
-        return batches, changed
+    def _described(self, what: str, changed: list[str]) -> dict[str, Any]:
+        """What a file says of the step besides what all checkpoints have; `changed` as in `as_plain`."""
+        run = self.run
+        again: dict[str, Tensor] = {}  # weights and buffers of the last forward pass, where the closure ran twice
+        if self.runs > 1:
+            again = {name: weight.detach().cpu().clone() for name, weight in run.module.named_parameters()} | self.seen
+        return {
+            "what": what,
+            "progress": run.progress.state_dict(),
+            "indices": as_plain([forward.indices for forward in self.forwards], changed),
+            "batches": [
+                {
+                    "batch": as_plain(forward.batch, changed),
+                    "batch_idx": forward.batch_idx,
+                    "rng": forward.rng,
+                    "loss": None if forward.loss is None else forward.loss.cpu(),
+                }
+                for forward in self.forwards
+                if forward.rng is not None
+            ],
+            "again": again,
+            "window": run.limits.accumulate_grad_batches,
+            "precision": run.precision.precision,
+            "accelerator": run.strategy.root_device.type,
+            "evaluating": [name for name, child in run.module.named_modules() if not child.training],
+        }
 
     def _free_path(self) -> str:
         assert self.policy.dirpath is not None

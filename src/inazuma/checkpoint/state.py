@@ -9,7 +9,8 @@ besides stands under the one key "inazuma":
     callbacks, optimizer_states, lr_schedulers         their states, by state_key and by order
     <precision class>, <datamodule class>              theirs, where they have any
     hparams_name, hyper_parameters, datamodule_…       arguments of `__init__`
-    inazuma                                            position, random generators, loaders, logged values, gradients
+    inazuma                                            position, random generators, loaders, logged values, gradients;
+                                                       with `Trainer(bad_steps=...)`, what a window that is open did
 """
 
 from __future__ import annotations
