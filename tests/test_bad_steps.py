@@ -717,6 +717,21 @@ def test_copies_and_batches_are_let_go_when_a_run_ends() -> None:
 # --- samples ---------------------------------------------------------------------------------------------------------
 
 
+def test_samples_are_those_of_all_batches_of_the_step() -> None:
+    def name(trainer: Trainer, _: Any, __: Any, batch_idx: int) -> None:
+        trainer._run.batches.indices = list(range(batch_idx * 20, batch_idx * 20 + 20))  # type: ignore[union-attr]
+
+    net, _ = pair()
+    arguments: dict[str, Any] = {"accumulate_grad_batches": 2, "callbacks": [_At("on_train_batch_start", name)]}
+    fit(net, {3: NAN_LOSS}, bad_steps="skip", max_epochs=1, **arguments)
+    assert f"Samples: {list(range(40, 72))} and 8 more." in net.told[0]
+    with pytest.raises(BadStepError) as error:
+        fit(net, {3: NAN_LOSS}, bad_steps="raise", **arguments)
+    expected = [list(range(40, 60)), list(range(60, 80))]
+    assert error.value.indices == expected
+    assert torch.load(str(error.value.path), weights_only=True)["bad_step"]["indices"] == expected
+
+
 def test_samples_that_no_sampler_names_are_said_to_be_unknown() -> None:
     net, _ = pair()
     fit(net, {}, loader=Batches(data({2: NAN_LOSS})), bad_steps="skip", max_epochs=1)
