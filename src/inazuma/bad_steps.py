@@ -265,6 +265,8 @@ class Guard:
             assert self.undo is not None
             self.copy = self._captured(step, self.undo[0])
         if is_due and self.copy is not None:
+            if self.states and self.states[-1].step == step:  # of an attempt that went bad behind this place
+                self.states.pop()
             self.states.append(self.copy)
 
     def _captured(self, step: int, buffers: dict[str, Tensor]) -> _State:
@@ -373,19 +375,19 @@ class Guard:
         run.precision.give_up_step()
 
     def _restore(self, state: _State) -> None:
+        """Take up a state, which the run goes on to work on: it is not to be restored again once a step was made."""
         run = self.run
         weights = [param for optimizer in run.optimizers for param in params_of(optimizer)]
         with torch.no_grad():
             for weight, saved in zip(weights, state.weights, strict=True):
                 weight.copy_(saved)
         _put_back(run.module, state.buffers)
-        # copies, as an optimizer goes on to work on the tensors that it is given
         for optimizer, saved_state in zip(run.optimizers, state.optimizers, strict=True):
-            optimizer.load_state_dict(copy.deepcopy(saved_state))
+            optimizer.load_state_dict(saved_state)
         for config, saved_state in zip(run.schedulers, state.schedules, strict=True):
-            config.scheduler.load_state_dict(copy.deepcopy(saved_state))
+            config.scheduler.load_state_dict(saved_state)
         if state.precision:
-            run.precision.load_state_dict(copy.deepcopy(state.precision))
+            run.precision.load_state_dict(state.precision)
 
     def _rewind(self) -> str:
         """Go back, and begin to collect states anew. Returns what was done."""
