@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import LBFGS, SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau, StepLR
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from inazuma import BadSteps, Callback, LightningModule, Trainer
 from inazuma.callbacks import EarlyStopping
@@ -717,18 +717,41 @@ def test_copies_and_batches_are_let_go_when_a_run_ends() -> None:
 # --- samples ---------------------------------------------------------------------------------------------------------
 
 
-def test_samples_are_those_of_all_batches_of_the_step() -> None:
-    def name(trainer: Trainer, _: Any, __: Any, batch_idx: int) -> None:
-        trainer._run.batches.indices = list(range(batch_idx * 20, batch_idx * 20 + 20))  # type: ignore[union-attr]
+class Rows(Dataset[Tensor]):
+    """Each sample is its index; sample 13 is bad."""
 
-    net, _ = pair()
-    arguments: dict[str, Any] = {"accumulate_grad_batches": 2, "callbacks": [_At("on_train_batch_start", name)]}
-    fit(net, {3: NAN_LOSS}, bad_steps="skip", max_epochs=1, **arguments)
-    assert f"Samples: {list(range(40, 72))} and 8 more." in net.told[0]
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.tensor([index, float("nan") if index == 13 else 1.0])
+
+
+class Reads(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+        self.batches: list[list[int]] = []
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        self.batches.append(batch[:, 0].int().tolist())
+        return self.layer(batch).mean()
+
+    def configure_optimizers(self) -> Optimizer:
+        return SGD(self.parameters(), lr=0.0)
+
+
+@pytest.mark.parametrize(("workers", "window"), [(0, 1), (0, 2), (2, 2)])
+def test_samples_are_those_of_all_batches_of_the_step(workers: int, window: int) -> None:
+    loader = DataLoader(Rows(), batch_size=3, shuffle=True, num_workers=workers)
+    net = Reads()
     with pytest.raises(BadStepError) as error:
-        fit(net, {3: NAN_LOSS}, bad_steps="raise", **arguments)
-    expected = [list(range(40, 60)), list(range(60, 80))]
+        make_trainer(bad_steps="raise", accumulate_grad_batches=window).fit(net, loader)
+    expected = net.batches[-window:]
+    samples = [index for batch in expected for index in batch]
+    assert 13 in samples
     assert error.value.indices == expected
+    assert f"Samples: {samples}." in str(error.value)
     assert torch.load(str(error.value.path), weights_only=True)["bad_step"]["indices"] == expected
 
 

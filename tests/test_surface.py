@@ -73,6 +73,7 @@ TRAINER_ARGUMENTS: dict[str, Any] = {
 
 # Arguments that Lightning's Trainer does not have; they stand behind its own.
 OWN_TRAINER_ARGUMENTS: dict[str, Any] = {
+    "exact_resume": True,
     "bad_steps": None,
 }
 
@@ -105,6 +106,7 @@ OWN_NAMES: dict[str, set[str]] = {
         "bad_steps",
         "benchmark",
         "detect_anomaly",
+        "exact_resume",
         "inference_mode",
         "lightning_optimizers",
         "limits",

@@ -393,7 +393,7 @@ def validate(run: Run, then: Next, clear_gradients: bool) -> None:
     if clear_gradients:  # else an open accumulation window would lose them
         run.hooks.call("on_validation_model_zero_grad", run.module.on_validation_model_zero_grad)
     first_batch = run.training_results.first_batch
-    with torch.no_grad():
+    with run.apart(), torch.no_grad():
         evaluate(run, run.val, "validation", then=then)
     run.boundary, run.training_results.first_batch = None, first_batch
     run.logbook.results = run.training_results
@@ -427,7 +427,7 @@ def evaluate(
     start, end, step_name = f"on_{kind}_batch_start", f"on_{kind}_batch_end", f"{kind}_step"
     evaluation_step = run.evaluation_step(step_name)
     outputs: list[dict[str, Tensor]] = []
-    for idx, stream in loaders.streams(limit):
+    for idx, stream in loaders.streams(at.epoch, limit):
         # hooks and steps hear of the loader only where there are several
         which = (idx,) if loaders.is_several else ()
         results.dataloader_idx = idx if loaders.is_several else None
@@ -456,7 +456,8 @@ def evaluate(
     if not is_sanity:
         book.report({k: v for output in outputs for k, v in output.items()}, at.stepped_batches, at.epoch)
     if then is not None:
-        at.next, run.boundary = then, None  # before the event: a checkpoint saved in it must know
+        at.next = then  # before the event: a checkpoint saved in it must know
+        run.leave_validation()
     hooks.fire(f"on_{kind}_end")
     results.reset()
     if run.overrides(f"on_{kind}_model_train"):
@@ -479,7 +480,7 @@ def predict(run: Run, loaders: Loaders, keep: bool) -> list[list[Any]]:
     hooks.fire("on_predict_epoch_start")
     predict_step = run.evaluation_step("predict_step")
     predictions: list[list[Any]] = []
-    for idx, stream in loaders.streams():
+    for idx, stream in loaders.streams(run.progress.epoch):
         which = (idx,) if loaders.is_several else ()
         predictions.append([])
         for batch_idx, batch in enumerate(stream):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ from inazuma.optim import LightningOptimizer, LRSchedulerConfig, configure, opti
 from inazuma.precision.precision import Precision
 from inazuma.progress import Limits, Progress
 from inazuma.ranks import WarningCache, rank_zero_warn
-from inazuma.seed import capture_rng, restore_rng
+from inazuma.seed import capture_rng, isolate_rng, restore_rng
 from inazuma.states import RunningStage, TrainerFn, TrainerState
 from inazuma.strategies.strategy import Strategy
 from inazuma.tree import recursive_detach
@@ -79,6 +79,7 @@ class Run:
     state: TrainerState
     loaders: dict[str, Loaders]
     check_signals: Callable[[], None]
+    exact: bool = True  # Trainer(exact_resume=...)
     bad_steps: BadSteps | None = None
 
     optimizers: list[Optimizer] = field(default_factory=list)
@@ -93,7 +94,7 @@ class Run:
     resumes_inside_an_epoch: bool = False
 
     def __post_init__(self) -> None:
-        self.batches = Batches(self.train)
+        self.batches = Batches(self.train, self.progress)
         self._said = WarningCache()
         self.modes: dict[nn.Module, bool] = {}  # of the submodules, while an evaluation has its own
         self.is_inside_batch = False
@@ -189,6 +190,15 @@ class Run:
         self.boundary = Boundary(capture_rng())
         self.has_validated = True
 
+    def leave_validation(self) -> None:
+        """Validation is done, but for its last events: training goes on with the random generators it had before."""
+        if not self.exact:
+            self.boundary = None
+
+    def apart(self) -> AbstractContextManager[None]:
+        """In this block random numbers may be drawn without effect on those of training."""
+        return isolate_rng() if self.exact else nullcontext()
+
     def position(self) -> Progress:
         """Where a checkpoint saved now continues."""
         if self.boundary is not None and self.boundary.progress is not None:
@@ -224,7 +234,8 @@ class Run:
     def restore_rng(self) -> None:
         """Take up the random generators of the run that is resumed, as the last thing before training goes on."""
         if self.resume is not None:
-            restore_rng(self.resume["rng"])
+            if self.exact:
+                restore_rng(self.resume["rng"])
             self.resume = None
 
     def set_optimizers(self, optimizers: Sequence[Optimizer]) -> None:

@@ -137,6 +137,10 @@ class Trainer:
         reload_dataloaders_every_n_epochs: ask for the loaders again every n epochs; 0 for never.
         default_root_dir: where files go. Default: the working directory.
         enable_autolog_hparams: give hyper-parameters to the loggers.
+        exact_resume: a run that is resumed goes on bit by bit like one that was never stopped: with the batches, the
+            random numbers and the logged values of then. For that, what data sets draw is keyed by epoch and batch, so
+            that it does not depend on `num_workers`, and validation leaves the random numbers of training alone. False
+            draws all of them from the global generators, as Lightning does, and resumes without them.
         model_registry: a name in a model registry.
         bad_steps: what to do when a loss or gradient is NaN or infinite, or memory runs out: "raise" (with samples, and
             a file to replay the step), "skip" (the step is not made), "rewind" (and the last steps are taken back), or
@@ -192,6 +196,7 @@ class Trainer:
         default_root_dir: str | os.PathLike[str] | None = None,
         enable_autolog_hparams: bool = True,
         model_registry: str | None = None,
+        exact_resume: bool = True,
         bad_steps: str | BadSteps | None = None,
     ) -> None:
         if model_registry is not None:
@@ -238,6 +243,7 @@ class Trainer:
         self.inference_mode = inference_mode
         self.detect_anomaly = detect_anomaly
         self.enable_autolog_hparams = enable_autolog_hparams
+        self.exact_resume = exact_resume
         self.use_distributed_sampler = use_distributed_sampler
         self.sync_batchnorm = sync_batchnorm
         set_determinism(deterministic, benchmark)
@@ -478,6 +484,7 @@ class Trainer:
         for stage in ("train", "val", "test", "predict"):
             if stage in given or stage not in loaders:
                 loaders[stage] = _loaders(stage, given.get(stage), module, datamodule, str(fn), self.limits)
+                loaders[stage].exact = self.exact_resume
         self._run = Run(
             module=module,
             datamodule=datamodule,
@@ -491,6 +498,7 @@ class Trainer:
             state=self.state,
             loaders=loaders,
             check_signals=self._signals.check,
+            exact=self.exact_resume,
             bad_steps=self.bad_steps,
         )
         if previous is not None:  # a checkpoint saved after an evaluation still holds those of the fit before
@@ -535,6 +543,8 @@ class Trainer:
         run.logbook.results = run.logbook.batch = None
         run.hooks.where, run.is_inside_batch = "", False
         restore_modes(run.modes)
+        for loaders in run.loaders.values():
+            loaders.close()
         if run.guard is not None:
             run.guard.teardown()
         self.precision_plugin.teardown()

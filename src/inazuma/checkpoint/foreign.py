@@ -52,7 +52,7 @@ def to_loops(at: Progress, run: Run) -> dict[str, Any]:
     nothing = _batches(_counter(0), _counter(0), False)
     validated = _counter(at.validated_batches)
     validation = _batches(validated, dict(validated), bool(at.validated_batches))
-    stateful = (run.batches_state() or {"stateful": []})["stateful"]
+    stateful = [part["position"] for part in (run.batches_state() or {"parts": []})["parts"]]
     return {
         "fit_loop": {
             "state_dict": {"combined_loader": stateful} if any(s is not None for s in stateful) else {},

@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
 from inazuma.data.combined import CombinedLoader
+from inazuma.data.parts import Part, PlainPart, with_indices
 from inazuma.errors import MisconfigurationException, PossibleUserWarning
 from inazuma.progress import Limits, batches_of, length_of
 from inazuma.ranks import rank_zero_warn
@@ -35,13 +36,16 @@ class Loaders:
         owner: the datamodule or module whose `<stage>_dataloader` is asked; None where loaders were passed.
         passed_as: how the user passed them, for messages: "Trainer.fit(train_dataloaders=...)".
         limits: the Trainer's limits.
+        exact: `Trainer(exact_resume=...)`.
     """
 
-    def __init__(self, stage: str, given: Any, owner: Any, passed_as: str, limits: Limits) -> None:
+    def __init__(self, stage: str, given: Any, owner: Any, passed_as: str, limits: Limits, exact: bool = True) -> None:
         self.stage, self.given, self.owner, self.passed_as, self.limits = stage, given, owner, passed_as, limits
+        self.exact = exact
         self.loaders: Any = None  # as the user made them: one, or a collection
         self.combined: CombinedLoader | None = None
-        self.parts: list[Any] = []  # as they are walked
+        self.parts: list[Any] = []  # of the collection, in a flat list
+        self.walks: list[Part | PlainPart] = []  # how each of them is walked
         self.batches: list[int | float] = []  # to take of each part
         self.seen: list[int] = []  # batches evaluated of each part, in this run
         self.opened_in_epoch: int | None = None
@@ -107,6 +111,8 @@ class Loaders:
             combined.flattened = self.parts
             if not isinstance(loaders, CombinedLoader):
                 self.loaders = combined.iterables
+        self.close()
+        self.walks = [Part(part, self.name) if self.exact else PlainPart(part) for part in self.parts]
         self.seen = [0] * max(len(self.parts), 1)
         self.batches = [self._length(part) for part in self.parts]
         combined.limits = self.batches
@@ -182,27 +188,25 @@ class Loaders:
                 if callable(tell := getattr(sampler, "set_epoch", None)):
                     tell(epoch)
 
-    def streams(self, limit: int | float | None = None) -> Iterator[tuple[int, Iterable[Any]]]:
+    def streams(self, epoch: int, limit: int | float | None = None) -> Iterator[tuple[int, Iterable[Any]]]:
         """Each loader of an evaluation with its index; loaders that are walked in parallel count as one."""
-        assert self.combined is not None
-        most = math.inf if limit is None else limit
-        if self.combined.mode == "sequential":
-            for idx, (part, batches) in enumerate(zip(self.parts, self.batches, strict=True)):
-                yield idx, _first(part, min(batches, most))
+        combined, most = self.combined, math.inf if limit is None else limit
+        assert combined is not None
+        if combined.mode == "sequential":
+            for idx, (walk, batches) in enumerate(zip(self.walks, self.batches, strict=True)):
+                count = min(batches, most)
+                whole = None if math.isinf(count) else int(count)
+                yield idx, islice(walk.begin(epoch, most=whole, is_training=False), whole) if count else ()
         else:
             batches = self._side_by_side([min(batches, most) for batches in self.batches])
-            yield 0, _first((batch for batch, _, _ in self.combined), batches)
+            combined.open_part = lambda _, index: self.walks[index].begin(epoch, is_training=False)
+            rows = (batch for batch, _, _ in combined)
+            yield 0, rows if math.isinf(batches) else islice(rows, int(batches))
 
-
-def _first(loader: Iterable[Any], count: int | float) -> Iterable[Any]:
-    return loader if math.isinf(count) else islice(loader, int(count))
-
-
-def with_indices(loader: DataLoader[Any], **streams: Any) -> DataLoader[Any]:
-    """A loader like this one, over other indices: `sampler=` or `batch_sampler=`. No constructor is called."""
-    view = copy.copy(loader)
-    view.__dict__.update(streams, _iterator=None)  # torch forbids setattr; persistent workers belong to the original
-    return view
+    def close(self) -> None:
+        """End worker processes that live on between passes."""
+        for walk in self.walks:
+            walk.close()
 
 
 def _unshuffled(loader: DataLoader[Any]) -> DataLoader[Any]:
