@@ -18,6 +18,7 @@ import inazuma
 from inazuma.testing import BoringModel
 
 PUBLIC_NAMES = {
+    "BadSteps",
     "Callback",
     "LightningDataModule",
     "LightningModule",
@@ -71,6 +72,12 @@ TRAINER_ARGUMENTS: dict[str, Any] = {
 }
 OWN_TRAINER_ARGUMENTS: dict[str, Any] = {"async_checkpointing": False}  # behind Lightning's
 
+# Arguments that Lightning's Trainer does not have; they stand behind its own.
+OWN_TRAINER_ARGUMENTS: dict[str, Any] = {
+    "exact_resume": True,
+    "bad_steps": None,
+}
+
 # Lightning's keys stay where Lightning puts them; what an exact resume needs besides goes under one key of our own.
 CHECKPOINT_KEYS = {
     "callbacks",
@@ -97,8 +104,10 @@ CLASSES: dict[str, tuple[type, type, type]] = {  # ours, Lightning's, and a base
 OWN_NAMES: dict[str, set[str]] = {
     "Trainer": {
         "backward",
+        "bad_steps",
         "benchmark",
         "detect_anomaly",
+        "exact_resume",
         "inference_mode",
         "lightning_optimizers",
         "limits",

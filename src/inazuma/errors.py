@@ -2,6 +2,7 @@
 
 Exception
 ├── MisconfigurationException   the program asks for something that cannot work; says what to change
+├── BadStepError                a step cannot be made: NaN, infinite, or out of memory
 └── CheckpointError             a checkpoint cannot be read, or does not fit this run
     └── CheckpointNotSaved      the disk or the store did not take it (an OSError, too)
 SystemExit
@@ -12,9 +13,25 @@ UserWarning
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class MisconfigurationException(Exception):
     """The program asks for something that cannot work. The message says what, where and what to change."""
+
+
+class BadStepError(Exception):
+    """A training step is bad: a loss or gradient is not finite, or memory ran out. `Trainer(bad_steps=...)` raises it.
+
+    Args:
+        message: where, what is bad, and what to do.
+        path: the file with the state before the step and its batches; None if it could not be written.
+        indices: for each batch of the step, what the sampler gave for it; None where that is not known.
+    """
+
+    def __init__(self, message: str, path: str | None, indices: list[Any]) -> None:
+        super().__init__(message)
+        self.path, self.indices = path, indices
 
 
 class CheckpointError(Exception):

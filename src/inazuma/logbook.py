@@ -593,6 +593,18 @@ class Logbook:
             dict(state["shown"][name]) for name in ("callback", "logged", "progress_bar")
         )
 
+    def take_back(self, state: dict[str, Any], training: Results, metric_at: Callable[[str], Metric]) -> None:
+        """Forget what was logged since `state_dict` gave `state`, as if its batches had not been."""
+        moment = training.first_batch, training.last_hook
+        for entry in training.entries.values():
+            if entry.metric is not None:
+                entry.metric.reset()
+        training.entries.clear()
+        self.load_state_dict(state, training, metric_at)
+        training.first_batch, training.last_hook = moment
+        for entry in training.entries.values():
+            entry.last = None  # else shown again, as if of this step
+
 
 def as_numbers(metrics: dict[str, Any]) -> dict[str, float]:
     """Tensors to Python numbers. Waits for the device, once: the one place of logging that does."""

@@ -100,6 +100,7 @@ def train_epoch(run: Run) -> None:
         run.train.set_epoch(at.epoch)
         run.batches.begin_epoch()
         at.batch, at.validated_batches, at.is_last_batch, at.next = 0, 0, False, Next.TAKE_BATCH
+        at.drops_window = False
         hooks.fire("on_train_epoch_start")
         if run.limits.stops_now(at):  # asked for in that hook
             at.next = Next.END_EPOCH
@@ -151,8 +152,10 @@ def train_batch(run: Run, batch: Any, batch_idx: int) -> None:
     if not begin_batch(run, batch, batch_idx):
         return
     window = limits.accumulate_grad_batches
-    if batch is not None:
-        if optimizer is None:
+    try:
+        if batch is None:
+            pass
+        elif optimizer is None:
             forward_backward()
         elif not limits.closes_window(batch_idx, at.is_last_batch):
             with run.strategy.no_sync():
@@ -171,6 +174,10 @@ def train_batch(run: Run, batch: Any, batch_idx: int) -> None:
                     "nothing was computed. Call `optimizer.step(closure=optimizer_closure)`, or `optimizer_closure()` "
                     "before the step."
                 )
+    except run.catches as error:  # nothing, unless Trainer(bad_steps=...) watches
+        if run.guard is None or not run.guard.answers(error):
+            raise
+        outputs = {}
     finish_batch(run, outputs, batch, batch_idx)
 
 
@@ -312,6 +319,8 @@ def step_schedulers(run: Run, interval: str, plateau: bool = False, given_up: in
     if not run.is_automatic:
         return
     at = run.progress
+    if interval == "step" and at.drops_window:  # no step was made
+        return
     done = at.batch + given_up if interval == "step" else at.epoch + 1
     for config in run.schedulers:
         if config.interval != interval or config.reduce_on_plateau != plateau or done % config.frequency:
@@ -342,6 +351,7 @@ def after_batch(run: Run) -> None:
         if run.schedulers:
             step_schedulers(run, "step", plateau=True)
         at.stepped_batches += 1
+        at.drops_window = False
     if at.is_last_batch or limits.steps_reached(at) or limits.stops_now(at):
         at.next = Next.END_EPOCH
     else:

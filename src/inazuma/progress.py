@@ -42,6 +42,10 @@ class Progress:
     validated_batches: int = 0  # in this epoch
     is_last_batch: bool = False  # of the epoch
     next: Next = Next.START_EPOCH
+    dropped_steps: int = 0  # bad ones, which were not made (`Trainer(bad_steps=...)`), over all epochs
+    dropped_in_a_row: int = 0  # up to the last one of them
+    last_dropped_step: int = 0  # what `step` was then
+    drops_window: bool = False  # the window in work is bad and makes no step
 
     def state_dict(self) -> dict[str, int]:
         return {name: int(value) for name, value in vars(self).items()}
@@ -54,6 +58,7 @@ class Progress:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.__dict__.update(state, is_last_batch=bool(state["is_last_batch"]), next=Next(state["next"]))
+        self.drops_window = bool(state.get("drops_window", False))
 
 
 def as_limit(value: int | float | None, name: str, default: float = 1.0) -> int | float:

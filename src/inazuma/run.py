@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from inazuma import loop
+from inazuma.bad_steps import BadSteps, Guard
 from inazuma.callbacks.callback import Callback
 from inazuma.checkpoint.state import restore_module, restore_training
 from inazuma.data.batches import Batches
@@ -79,6 +80,7 @@ class Run:
     loaders: dict[str, Loaders]
     check_signals: Callable[[], None]
     exact: bool = True  # Trainer(exact_resume=...)
+    bad_steps: BadSteps | None = None
 
     optimizers: list[Optimizer] = field(default_factory=list)
     proxies: list[LightningOptimizer] = field(default_factory=list)
@@ -96,6 +98,9 @@ class Run:
         self._said = WarningCache()
         self.modes: dict[nn.Module, bool] = {}  # of the submodules, while an evaluation has its own
         self.is_inside_batch = False
+        is_guarded = self.bad_steps is not None and self.state.fn is TrainerFn.FITTING
+        self.guard = Guard(self, self.bad_steps) if is_guarded and self.bad_steps is not None else None
+        self.catches: tuple[type[Exception], ...] = () if self.guard is None else self.guard.catches
         self.decide()
 
     def decide(self) -> None:
@@ -113,9 +118,11 @@ class Run:
         self.validates = self.validates and self.limits.limit_val_batches > 0
         self.overrides_clipping = any(map(self.overrides, ("configure_gradient_clipping", "clip_gradients")))
         self.checks_grad = not self.overrides("backward")
-        self.marks_windows = self._may_save_inside_a_batch()
+        self.marks_windows = self.guard is not None or self._may_save_inside_a_batch()
         self.forward_context: Callable[[], AbstractContextManager[Any]] = self.precision.forward_context
         self.training_step = self.hooks.verb("training_step", module.training_step)
+        if self.guard is not None:
+            self.training_step = self.guard.watched(self.training_step)
         self.takes_batch_idx = takes_index(module.training_step)
         self.optimizer_step = self.hooks.verb("optimizer_step", module.optimizer_step)
         self.backward = self.hooks.verb("backward", module.backward)
@@ -243,7 +250,10 @@ class Run:
             self.step = partial(self._automatic_step(self.optimizers[0]), self.optimizers[0])
 
     def _automatic_step(self, optimizer: Optimizer) -> Callable[..., Any]:
-        return partial(self.precision.step, ready=partial(loop.before_step, self, optimizer))
+        ready: Callable[[], None] = partial(loop.before_step, self, optimizer)
+        if self.guard is not None:
+            ready = self.guard.checked(ready, optimizer)
+        return partial(self.precision.step, ready=ready)
 
     def _manual_step(self, optimizer: Optimizer) -> Callable[..., Any]:
         return partial(loop.manual_step, self)
@@ -397,6 +407,11 @@ def _check_fit(run: Run) -> None:
             category=PossibleUserWarning,
         )
     if not run.is_automatic:
+        if run.guard is not None:
+            raise MisconfigurationException(
+                f"Trainer(bad_steps=...) is not supported for manual optimization: `{name}.training_step` makes its "
+                "steps itself. Remove the argument, and look at losses there before you step."
+            )
         for argument, value, default in (
             ("gradient_clip_val", limits.gradient_clip_val, None),
             ("accumulate_grad_batches", limits.accumulate_grad_batches, 1),

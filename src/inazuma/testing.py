@@ -1,4 +1,4 @@
-"""Small modules and datasets for tests and examples.
+"""Small modules and datasets for tests and examples; a bad step run again.
 
 `BoringModel` is the smallest complete module: one linear layer, every step, every loader, an optimizer with a schedule.
 Subclass it and override the one method a test is about.
@@ -6,7 +6,9 @@ Subclass it and override the one method a test is about.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,8 +18,17 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, StepLR
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
+from inazuma import files
+from inazuma.bad_steps import loss_of
 from inazuma.datamodule import LightningDataModule
+from inazuma.devices import available
+from inazuma.errors import CheckpointError
+from inazuma.logbook import Logbook, Results
 from inazuma.module import LightningModule
+from inazuma.run import takes_index
+from inazuma.seed import isolate_rng, restore_rng
+from inazuma.trainer import Trainer
+from inazuma.tree import move_data_to_device
 
 
 class RandomDataset(Dataset[Tensor]):
@@ -178,3 +189,85 @@ class BoringDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Any]:
         return DataLoader(self.random_predict)
+
+
+def replay_bad_step(
+    path: str | os.PathLike[str],
+    module: LightningModule,
+    trainer: Trainer | None = None,
+    batches: Sequence[Any] | None = None,
+) -> list[Tensor]:
+    """Run again, alone and without changing weights, the step that ended a run with `Trainer(bad_steps=...)`.
+
+    Put a breakpoint into `training_step`, or look at the module afterwards: its parameters hold the gradients.
+
+        module = MyModule(...)
+        losses = replay_bad_step("bad_steps/bad-step-epoch=3-batch=17-step=120.ckpt", module)
+
+    `training_step` begins with the weights, buffers, training modes, random generators and position that it had then,
+    so that on the same kind of machine the losses have the same bits. What `self.log` takes goes nowhere.
+
+    Args:
+        path: the file that the `BadStepError` names.
+        module: made as for the run; it takes the weights from the file.
+        trainer: for its device and precision. Default: one of the kind that wrote the file, or on the CPU where there
+            is no such device.
+        batches: in the place of those in the file, which holds tensors and plain data only.
+
+    Returns:
+        The loss of each batch of the accumulation window (before the division by its length), detached.
+
+    Raises:
+        CheckpointError: the file holds no bad step.
+    """
+    dump = files.load(path)
+    if (step := dump.get("bad_step")) is None:
+        raise CheckpointError(
+            f"{path} is a checkpoint, but not of a bad step, which `Trainer(bad_steps='raise')` writes. "
+            "`fit(ckpt_path=...)` continues from it."
+        )
+    if trainer is None:
+        trainer = Trainer(
+            accelerator=step["accelerator"] if available(step["accelerator"]) else "cpu",
+            devices=1,
+            precision=step["precision"],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    precision, device = trainer.precision_plugin, trainer.strategy.root_device
+    trainer.progress.load_state_dict(step["progress"])
+    module.trainer = trainer
+    book = Logbook(SimpleNamespace(where="training_step"), lambda value, *_: value, device, ())
+    book.results = Results(is_training=True)
+    module.attach_logbook(book)
+    with precision.init_context():
+        module.configure_model()
+    module.on_load_checkpoint(dump)
+    module.load_state_dict(dump["state_dict"], strict=module.strict_loading)
+    precision.convert_module(module)
+    trainer.strategy.module_to_device(module)
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    with torch.no_grad():
+        for name, value in step["again"].items():  # of an optimizer that changes weights between forward passes
+            tensors[name].copy_(value)
+    module.train()
+    for name in step["evaluating"]:
+        module.get_submodule(name).training = False
+    module.zero_grad()
+    losses: list[Tensor] = []
+    given = [forward["batch"] for forward in step["batches"]] if batches is None else batches
+    with isolate_rng():
+        for forward, batch in zip(step["batches"], given, strict=True):
+            arguments = (batch, forward["batch_idx"]) if takes_index(module.training_step) else (batch,)
+            arguments = move_data_to_device(arguments, device)
+            book.begin_batch(batch)
+            restore_rng(forward["rng"])
+            with precision.forward_context():
+                loss = loss_of(module.training_step(*arguments))
+            if loss is not None:
+                losses.append(loss.detach())
+                module.backward(loss / step["window"])
+    module.attach_logbook(None)
+    return losses

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from inazuma import devices as device_room
 from inazuma import files, loop
 from inazuma.arguments import check_barebones, check_kinds, clipping, set_determinism, split_plugins, with_environment
+from inazuma.bad_steps import BadSteps
 from inazuma.callbacks.callback import Callback
 from inazuma.callbacks.checkpoint import Checkpoint
 from inazuma.callbacks.defaults import with_defaults, with_module_callbacks
@@ -144,6 +145,9 @@ class Trainer:
             draws all of them from the global generators, as Lightning does, and resumes without them.
         model_registry: a name in a model registry.
         async_checkpointing: write checkpoints in the background, from a copy in CPU memory; see `AsyncCheckpointIO`.
+        bad_steps: what to do when a loss or gradient is NaN or infinite, or memory runs out: "raise" (with samples, and
+            a file to replay the step), "skip" (the step is not made), "rewind" (and the last steps are taken back), or
+            a `BadSteps(...)`. Default None: nothing is looked at, and it costs nothing.
 
     Raises:
         MisconfigurationException: an argument, or a combination, that cannot work.
@@ -197,6 +201,7 @@ class Trainer:
         model_registry: str | None = None,
         exact_resume: bool = True,
         async_checkpointing: bool = False,
+        bad_steps: str | BadSteps | None = None,
     ) -> None:
         if model_registry is not None:
             raise MisconfigurationException(
@@ -214,6 +219,7 @@ class Trainer:
                 "are off, and `self.log` does nothing."
             )
         self.default_root_dir = files.resolve(os.getcwd() if default_root_dir is None else default_root_dir)
+        self.bad_steps = BadSteps.of(bad_steps, self.default_root_dir)
         clip_val, clip_algorithm = clipping(gradient_clip_val, gradient_clip_algorithm)
         self.limits = Limits(
             max_epochs=max_epochs,
@@ -499,6 +505,7 @@ class Trainer:
             loaders=loaders,
             check_signals=self._signals.check,
             exact=self.exact_resume,
+            bad_steps=self.bad_steps,
         )
         if previous is not None:  # a checkpoint saved after an evaluation still holds those of the fit before
             self._run.set_optimizers(previous.optimizers)
@@ -544,6 +551,8 @@ class Trainer:
         restore_modes(run.modes)
         for loaders in run.loaders.values():
             loaders.close()
+        if run.guard is not None:
+            run.guard.teardown()
         self.precision_plugin.teardown()
         self.strategy.teardown()
         if self.strategy.root_device.type != "cpu":

@@ -9,7 +9,8 @@ besides stands under the one key "inazuma":
     callbacks, optimizer_states, lr_schedulers         their states, by state_key and by order
     <precision class>, <datamodule class>              theirs, where they have any
     hparams_name, hyper_parameters, datamodule_…       arguments of `__init__`
-    inazuma                                            position, random generators, loaders, logged values, gradients
+    inazuma                                            position, random generators, loaders, logged values, gradients;
+                                                       with `Trainer(bad_steps=...)`, what a window that is open did
 """
 
 from __future__ import annotations
@@ -77,6 +78,8 @@ def gather(run: Run, weights_only: bool = False) -> dict[str, Any]:
             "logbook": run.logbook_state(),
             "gradients": run.open_gradients(),
         }
+        if run.guard is not None:
+            checkpoint["inazuma"]["bad_steps"] = run.guard.state_dict(at)
         for callback in run.callbacks:
             run.hooks.call("on_save_checkpoint", callback.on_save_checkpoint, *run.hooks.seen_by_callbacks, checkpoint)
     run.hooks.call("on_save_checkpoint", module.on_save_checkpoint, checkpoint)
@@ -178,6 +181,8 @@ def _restore_position(run: Run, checkpoint: dict[str, Any], path: Any) -> None:
         for name, parameter in run.module.named_parameters():
             if (gradient := own["gradients"].get(name)) is not None:
                 parameter.grad = gradient.to(parameter.device, copy=True)
+        if run.guard is not None:
+            run.guard.load_state_dict(own.get("bad_steps"))
         run.resume = own
     run.resumes_inside_an_epoch = run.progress.next not in (Next.START_EPOCH, Next.FINISH_EPOCH)
 

@@ -48,6 +48,10 @@ class MixedPrecision(Precision):
         self._unscaled: set[int] = set()  # id of each optimizer whose gradients are true and which has not stepped yet
         self._stepped: set[int] = set()  # id of each optimizer that has stepped since the scale last changed
 
+    @property
+    def checks_gradients(self) -> bool:
+        return self.scaler is not None
+
     def forward_context(self) -> torch.autocast:
         # No cache: a weight first used under no_grad would be cached without its graph, and get no gradient afterwards.
         return torch.autocast(self.device, dtype=self._dtype, cache_enabled=False)
@@ -93,6 +97,11 @@ class MixedPrecision(Precision):
         if self.scaler is not None and clip_val is not None and clip_val > 0:
             self._unscale(optimizer)
         return super().clip_gradients(optimizer, clip_val, algorithm)
+
+    def give_up_step(self) -> None:
+        if self.scaler is not None and self._unscaled:
+            self._unscaled.clear()
+            self.scaler._per_optimizer_states.clear()  # torch has no public way to give a step up
 
     def teardown(self) -> None:
         # An exception may have come between unscaling and stepping; the next run begins with neither done.

@@ -37,6 +37,11 @@ class Precision:
         verbs = ("convert_input", "convert_output", "forward_context", "scale_loss")
         return all(getattr(type(self), verb) is getattr(Precision, verb) for verb in verbs)
 
+    @property
+    def checks_gradients(self) -> bool:
+        """Whether `step` itself leaves the weights alone when gradients are not finite."""
+        return False
+
     def convert_module(self, module: M) -> M:
         """Cast the weights, in place."""
         return module
@@ -110,6 +115,9 @@ class Precision:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
+
+    def give_up_step(self) -> None:
+        """A step ended by an exception before the weights changed, and its gradients are gone."""
 
     def teardown(self) -> None:
         """Called once at the end of a run."""
