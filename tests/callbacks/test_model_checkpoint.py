@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 import inazuma
-from inazuma.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from inazuma.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint
 from inazuma.callbacks.model_checkpoint import retain
 from inazuma.errors import MisconfigurationException
 from inazuma.strategies.strategy import SingleDeviceStrategy
@@ -469,6 +469,44 @@ def test_two_fits_with_one_callback_save_the_same_steps(tmp_path: Path) -> None:
     fit(inazuma, checkpoint, max_epochs=1)
     assert names(tmp_path) == ["epoch=0-step=4.ckpt"]  # the same name: written over, as `best_model_path` is its own
     assert checkpoint.best_model_path == str(tmp_path / "epoch=0-step=4.ckpt")
+
+
+@pytest.mark.parametrize(("arguments", "files"), [
+    ({}, ["epoch=0-step=4.ckpt", "last.ckpt"]),
+    ({"save_last": True}, ["epoch=0-step=4.ckpt", "last.ckpt"]),
+    ({"save_last": "link"}, ["epoch=0-step=4.ckpt", "last.ckpt"]),
+    ({"save_top_k": 0, "save_weights_only": True}, ["last.ckpt"]),
+])  # fmt: skip
+def test_a_run_that_must_end_writes_the_newest_state_at_once(
+    arguments: dict[str, Any], files: list[str], tmp_path: Path
+) -> None:
+    class EndOfTime(Callback):
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            if trainer.global_step == 6:
+                paths = [checkpoint.save_now(trainer, "signal") for _ in range(2)]
+                assert paths == [str(tmp_path / "last.ckpt")] * 2
+                raise KeyboardInterrupt
+
+    checkpoint = ModelCheckpoint(tmp_path, **arguments)
+    with pytest.raises(SystemExit):
+        fit(inazuma, checkpoint, callbacks=[EndOfTime(), checkpoint])
+    assert names(tmp_path) == files
+    assert step_in(tmp_path / "last.ckpt") == 6
+    assert "optimizer_states" in torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert fit(inazuma, ModelCheckpoint(tmp_path), ckpt_path=tmp_path / "last.ckpt").global_step == 12
+
+
+def test_what_is_saved_already_is_not_written_again(tmp_path: Path) -> None:
+    class EndOfTime(Checkpoint):
+        def on_train_epoch_end(self, trainer: Any, *args: Any) -> None:
+            paths.append(checkpoint.save_now(trainer, "signal"))
+
+    paths: list[str] = []
+    checkpoint = ModelCheckpoint(tmp_path)
+    assert checkpoint.save_now(make_trainer(inazuma, checkpoint), "signal") == ""
+    fit(inazuma, checkpoint, callbacks=[checkpoint, EndOfTime()], max_epochs=1)
+    assert paths == [str(tmp_path / "epoch=0-step=4.ckpt")]
+    assert names(tmp_path) == ["epoch=0-step=4.ckpt"]
 
 
 # ------------------------------------------------------------------------------------------------------- retention

@@ -262,6 +262,34 @@ class ModelCheckpoint(Checkpoint):
             self._write(trainer, metrics, path)
             rank_zero_info(f"{type(exception).__name__} ended training. The state at that time is in {path!r}.")
 
+    def save_now(self, trainer: Trainer, kind: str) -> str:
+        """Write the newest state as `last`, whatever `save_last` says, for a run that has to end here.
+
+        The file holds all that a resume needs, also with `save_weights_only`.
+
+        Args:
+            trainer: the one that trains.
+            kind: why it is written, for the file's note: "signal", "exception".
+
+        Returns:
+            The path of the file with the state of this step, which may have been there already; "" where nothing is
+            saved: outside of training, in the sanity check and with `fast_dev_run`.
+        """
+        if self._interval_began_s is None or self._is_off(trainer):
+            return ""
+        step, previous = trainer.global_step, self.last_model_path
+        if step == self._last_step:
+            return previous
+        if step == self._ranked_step and not self.save_weights_only:
+            return self._newest
+        path = self._free_path(trainer, self._metrics(trainer), [previous], self.CHECKPOINT_NAME_LAST)
+        self.last_model_path = path
+        trainer.save_checkpoint(path)
+        self._last_step = step
+        if previous != path and self._may_remove(trainer, previous):
+            trainer.strategy.remove_checkpoint(previous)
+        return path
+
     # When
 
     def _is_off(self, trainer: Trainer) -> bool:
