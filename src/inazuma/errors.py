@@ -4,7 +4,8 @@ Exception
 ├── MisconfigurationException   the program asks for something that cannot work; says what to change
 └── CheckpointError             a checkpoint cannot be read, or does not fit this run
 SystemExit
-└── SIGTERMException            the process was asked to end
+└── SignalException             the process was asked to end by a signal
+    └── SIGTERMException        by SIGTERM
 UserWarning
 └── PossibleUserWarning         likely, but not surely, a mistake in the user's program
 """
@@ -20,8 +21,12 @@ class CheckpointError(Exception):
     """A checkpoint cannot be read, or does not fit the run that loads it. The message names the file."""
 
 
-class SIGTERMException(SystemExit):
-    """The process received SIGTERM and the run ended at the next safe point."""
+class SignalException(SystemExit):
+    """The process received a signal and the run ended at the next step boundary; its code is 128 + the number."""
+
+
+class SIGTERMException(SignalException):
+    """The process received SIGTERM and the run ended at the next step boundary."""
 
 
 class PossibleUserWarning(UserWarning):

@@ -6,6 +6,7 @@ Every constructor argument goes to exactly one owner. After that the Trainer is 
 from __future__ import annotations
 
 import os
+import signal
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -25,6 +26,7 @@ from inazuma.callbacks.checkpoint import Checkpoint
 from inazuma.callbacks.defaults import with_defaults, with_module_callbacks
 from inazuma.callbacks.early_stopping import EarlyStopping
 from inazuma.callbacks.find import find
+from inazuma.callbacks.model_checkpoint import ModelCheckpoint
 from inazuma.callbacks.progress import ProgressBar
 from inazuma.callbacks.timer import Timer
 from inazuma.checkpoint.state import gather
@@ -43,10 +45,11 @@ from inazuma.precision.select import select as select_precision
 from inazuma.profilers import PassThroughProfiler, Profiler
 from inazuma.profilers import select as select_profiler
 from inazuma.progress import Limits, Progress
-from inazuma.ranks import rank_zero_info, rank_zero_warn
+from inazuma.ranks import log, rank_zero_info, rank_zero_warn
 from inazuma.run import Run, assemble
-from inazuma.signals import Signals
+from inazuma.signals import Signals, is_interactive, name_of
 from inazuma.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
+from inazuma.strategies.cluster import SLURMEnvironment, hpc_checkpoint, next_hpc_checkpoint
 from inazuma.strategies.select import select as select_strategy
 from inazuma.strategies.strategy import Strategy
 from inazuma.tables import print_results
@@ -131,12 +134,14 @@ class Trainer:
         profiler: "simple", "advanced", "pytorch", or a `Profiler`.
         detect_anomaly: find the operation that made a gradient NaN; slow.
         barebones: switch off everything that costs time and is not training.
-        plugins: a `Precision` or `CheckpointIO`, or several.
+        plugins: a `Precision`, `CheckpointIO` or `SLURMEnvironment`, or several.
         sync_batchnorm: synchronise batch norm over processes.
         reload_dataloaders_every_n_epochs: ask for the loaders again every n epochs; 0 for never.
         default_root_dir: where files go. Default: the working directory.
         enable_autolog_hparams: give hyper-parameters to the loggers.
         model_registry: a name in a model registry.
+        stop_signals: the signals that end a run at its next step, with a checkpoint; [] for none. Default: SIGTERM,
+            SIGINT (Ctrl-C), SIGUSR1 and SIGUSR2. `inazuma.signals` has the exit codes.
 
     Raises:
         MisconfigurationException: an argument, or a combination, that cannot work.
@@ -188,6 +193,7 @@ class Trainer:
         default_root_dir: str | os.PathLike[str] | None = None,
         enable_autolog_hparams: bool = True,
         model_registry: str | None = None,
+        stop_signals: Iterable[int] | None = None,
     ) -> None:
         if model_registry is not None:
             raise MisconfigurationException(
@@ -236,7 +242,7 @@ class Trainer:
         self.sync_batchnorm = sync_batchnorm
         set_determinism(deterministic, benchmark)
 
-        own_precision, checkpoint_io = split_plugins(plugins)
+        own_precision, checkpoint_io, environment = split_plugins(plugins)
         if own_precision is not None and precision is not None:
             raise ValueError(f"Received both `precision={precision!r}` and the plugin {own_precision!r}. Use one.")
         found = device_room.select(accelerator, devices)
@@ -249,7 +255,8 @@ class Trainer:
 
         self._ckpt_path: Any = None  # of the run in work; or set by the user, for all runs
         self._user_managed_ckpt_path = False
-        self._signals = Signals()
+        self._signals = Signals(self._save_at_signal, stop_signals)
+        self._environment = environment or SLURMEnvironment()
         self._run: Run | None = None
         self._datamodule: LightningDataModule | None = None
         self._module: LightningModule | None = None
@@ -345,6 +352,7 @@ class Trainer:
         weights_only: bool | None,
     ) -> list[dict[str, float]]:
         kind = "validation" if stage == "val" else stage
+        results: list[dict[str, float]] = []  # what is left of a run that Ctrl-C ended in an interactive session
         with (
             self._running(fn, model, {stage: dataloaders}, datamodule, ckpt_path, weights_only) as run,
             self._without_gradients(),
@@ -377,6 +385,8 @@ class Trainer:
             The outputs, one per batch; with several loaders one such list per loader; None if not kept.
         """
         keep = return_predictions is not False
+        predictions: list[list[Any]] = []
+        is_several = False
         with (
             self._running(
                 TrainerFn.PREDICTING, model, {"predict": dataloaders}, datamodule, ckpt_path, weights_only
@@ -421,16 +431,23 @@ class Trainer:
             path = self._resolved(ckpt_path, fn, model is not None)
             run = self._make_run(module, given, datamodule)
             assemble(run, lambda: self._load(path, weights_only), self.enable_autolog_hparams)
-            with self._signals, torch.autograd.set_detect_anomaly(self.detect_anomaly or torch.is_anomaly_enabled()):
+            self._signals.listen("saving" if run.is_fitting else "ending", self._environment.requeue_signals)
+            with torch.autograd.set_detect_anomaly(self.detect_anomaly or torch.is_anomaly_enabled()):
                 yield run
             self._end(run)
         except BaseException as error:
             if (death := death_of_worker(error)) is None:
                 self._end_with(error, module, run)
+                if isinstance(error, KeyboardInterrupt) and is_interactive() and self._signals.is_at_boundary:
+                    return
                 raise
             death.__traceback__ = error.__traceback__
             self._end_with(death, module, run)
             raise death from None
+        else:
+            self._end_late()
+        finally:
+            self._signals.leave()
 
     def _checked_module(self, model: LightningModule | None, fn: TrainerFn) -> LightningModule:
         if model is None:
@@ -501,6 +518,14 @@ class Trainer:
     def _resolved(self, ckpt_path: Any, fn: TrainerFn, model_is_given: bool) -> Any:
         if ckpt_path is None and self._user_managed_ckpt_path:
             return self._ckpt_path
+        if ckpt_path == "hpc" or (ckpt_path is None and fn is TrainerFn.FITTING and SLURMEnvironment.detect()):
+            found = hpc_checkpoint(self.default_root_dir)
+            if found is None and ckpt_path == "hpc":
+                raise ValueError(
+                    f'`.{fn}(ckpt_path="hpc")` finds no `hpc_ckpt_<n>.ckpt` in {self.default_root_dir}, where a SLURM '
+                    "job that is requeued leaves one. Give the path of a file, or no `ckpt_path`."
+                )
+            ckpt_path = found
         path = find(ckpt_path, fn, model_is_given, self.checkpoint_callbacks, self)
         self._ckpt_path, self._user_managed_ckpt_path = path, False
         return path
@@ -528,6 +553,8 @@ class Trainer:
         run.logbook.results = run.logbook.batch = None
         run.hooks.where, run.is_inside_batch = "", False
         restore_modes(run.modes)
+        for loaders in run.loaders.values():
+            loaders.put_back()
         self.precision_plugin.teardown()
         self.strategy.teardown()
         if self.strategy.root_device.type != "cpu":
@@ -537,6 +564,13 @@ class Trainer:
     def _end_with(self, error: BaseException, module: LightningModule, run: Run | None) -> None:
         """Tell everybody that the run ends by an exception, and where it happened."""
         self.state.status = TrainerStatus.INTERRUPTED
+        signals, requeues = self._signals, False
+        if signals.is_at_boundary:
+            requeues = signals.received in self._environment.requeue_signals
+        elif isinstance(error, KeyboardInterrupt) and run is not None and signals.is_cut_short:
+            signals.kill_workers()
+            for loaders in run.loaders.values():
+                loaders.drop_workers()
         try:
             if run is None:  # it could not be made
                 Hooks(self, module, LightningModule, self._callbacks).fire("on_exception", error)
@@ -544,15 +578,67 @@ class Trainer:
                 _note(error, run)
                 run.hooks.fire("on_exception", error)
             for logger in self.loggers:
-                logger.finalize("failed")
+                logger.finalize("finished" if requeues else "failed")
         finally:  # a hook that raises in its turn leaves nothing half done
             if run is not None:
                 self._put_back(run)
             self.profiler.teardown(stage=str(self.state.fn))
             self.state.stage = None
+            if requeues and self.is_global_zero:
+                self._environment.requeue()
         if isinstance(error, KeyboardInterrupt):
             rank_zero_info("Stopped by Ctrl-C.")
-            raise SystemExit(130) from error
+            if not is_interactive():
+                raise SystemExit(130) from error
+
+    def _end_late(self) -> None:
+        """End the program if a signal came behind the last boundary of a run that is done now, and all is saved.
+
+        Not at a prompt, and not where SLURM would only do all of it again.
+        """
+        received = self._signals.received
+        if received is None or received in self._environment.requeue_signals:
+            return
+        if received != signal.SIGINT:
+            self._signals.end_program()
+        elif not is_interactive():
+            raise SystemExit(130)
+
+    def _save_at_signal(self, number: int) -> None:
+        """Save the run at the step boundary where a signal ends it. A failure is reported, and the run ends the same.
+
+        The first `ModelCheckpoint` saves. A job that SLURM runs again finds its place without `ckpt_path` by
+        Lightning's `hpc_ckpt_<n>.ckpt`: the same file under a second name, where the disk can do that.
+        """
+        run = self._of_run
+        if not run.is_fitting or run.is_sanity_checking or self.fast_dev_run:
+            return
+        try:
+            saver = next((c for c in self._callbacks if isinstance(c, ModelCheckpoint)), None)
+            path = "" if saver is None else saver.save_now(self, kind="signal")
+            if number in self._environment.requeue_signals:
+                path = self._save_for_requeue(path)
+        except Exception as error:
+            log.error(
+                f"{name_of(number)}: the checkpoint could not be written ({type(error).__name__}: {error}). The run "
+                "ends without it; what was saved before is as it was."
+            )
+            return
+        if path:
+            rank_zero_info(f"{name_of(number)}: the run is saved in {path}.")
+        else:
+            rank_zero_info(f"{name_of(number)}: nothing is saved, as the Trainer has no `ModelCheckpoint`.")
+
+    def _save_for_requeue(self, saved: str) -> str:
+        path = next_hpc_checkpoint(self.default_root_dir)
+        try:
+            if saved and self.is_global_zero:
+                os.link(saved, path)
+                return saved
+        except OSError:  # on another disk, a store, a folder
+            pass
+        self.save_checkpoint(path)
+        return saved or path
 
     # What modules and callbacks call
 

@@ -21,6 +21,7 @@ from inazuma.errors import MisconfigurationException, PossibleUserWarning
 from inazuma.progress import Limits, batches_of, length_of
 from inazuma.ranks import rank_zero_warn
 from inazuma.seed import pl_worker_init_function
+from inazuma.signals import WorkerInit
 
 if TYPE_CHECKING:
     from inazuma.run import Run
@@ -45,6 +46,7 @@ class Loaders:
         self.batches: list[int | float] = []  # to take of each part
         self.seen: list[int] = []  # batches evaluated of each part, in this run
         self.opened_in_epoch: int | None = None
+        self._theirs: list[tuple[DataLoader[Any], Any]] = []  # loaders with the `worker_init_fn` they came with
 
     @property
     def hook(self) -> str:
@@ -138,6 +140,9 @@ class Loaders:
             return loader
         if os.environ.get("PL_SEED_WORKERS", "0") == "1" and loader.num_workers and loader.worker_init_fn is None:
             loader.worker_init_fn = partial(pl_worker_init_function, rank=run.strategy.global_rank)
+        if loader.num_workers and not isinstance(loader.worker_init_fn, WorkerInit):
+            self._theirs.append((loader, loader.worker_init_fn))
+            loader.worker_init_fn = WorkerInit(loader.worker_init_fn)
         is_map_style = not isinstance(loader.dataset, IterableDataset)
         if self.stage in ("train", "val") and self.limits.overfit_batches > 0 and run.is_fitting:
             if is_map_style and not isinstance(loader.sampler, SequentialSampler):
@@ -155,6 +160,18 @@ class Loaders:
         if self.stage == "predict" and is_map_style and getattr(loader.batch_sampler, "drop_last", False):
             return _with_last(loader)  # a prediction for each sample, whatever the loader was made for
         return loader
+
+    def put_back(self) -> None:
+        """Leave the user's loaders as they were, once the run is over."""
+        for loader, worker_init_fn in self._theirs:
+            loader.worker_init_fn = worker_init_fn
+        self._theirs = []
+
+    def drop_workers(self) -> None:
+        """Forget persistent workers, which were killed: the next pass over the loaders starts others."""
+        for part in self.parts:
+            if getattr(part, "_iterator", None) is not None:
+                part._iterator = None
 
     def _length(self, part: Any) -> int | float:
         length = length_of(part)
