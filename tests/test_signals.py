@@ -399,10 +399,12 @@ def test_a_process_that_the_user_forked_in_a_run_dies_of_signals_as_ever() -> No
 
 def test_loaders_are_the_users_again_after_a_run() -> None:
     loader = DataLoader(RandomDataset(32, 8), num_workers=1, multiprocessing_context="fork")
+    context = loader.multiprocessing_context
     copies: list[Any] = []
     trainer_of(Do(lambda: copies.append(copy.deepcopy(loader)), at=1), max_epochs=1).fit(BoringModel(), loader)
     assert len(copies) == 1
     assert loader.worker_init_fn is None
+    assert loader.multiprocessing_context is context
 
 
 # SLURM

@@ -10,13 +10,15 @@ The run is saved there by its first `ModelCheckpoint`, and the process ends with
 from __future__ import annotations
 
 import builtins
+import copy
+import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import suppress
-from multiprocessing import active_children, context, current_process
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import active_children, context, current_process, resource_tracker
 from multiprocessing.sharedctypes import RawValue
 from types import FrameType
 from typing import Any
@@ -199,6 +201,48 @@ def _tell_workers(is_running: bool) -> None:
         _is_running.value = is_running
 
 
+def shielding(theirs: Any) -> Any:
+    """A multiprocessing context like a loader's, whose processes start while the signals of the run wait.
+
+    They start with them waiting too: a spawned one needs seconds until its `WorkerInit` is called.
+
+    Args:
+        theirs: the loader's; None for the default one.
+    """
+    original = multiprocessing.get_context() if theirs is None else theirs
+    if not hasattr(signal, "pthread_sigmask") or original.get_start_method() == "forkserver":
+        return theirs  # a server of processes would go on with them waiting for all that others ask it for
+
+    if original.get_start_method() == "spawn":
+        with _waiting(default_signals()):
+            resource_tracker.ensure_running()  # Python's helper, which SIGUSR1 would end
+
+    def process(*args: Any, **kwargs: Any) -> Any:
+        made: Any = original.Process(*args, **kwargs)
+
+        def start() -> None:
+            del made.start  # back to the class's: a spawned process gets a copy of this object
+            with _waiting(_listening):
+                made.start()
+
+        made.start = start
+        return made
+
+    view: Any = copy.copy(original)
+    view.Process = process
+    return view
+
+
+@contextmanager
+def _waiting(numbers: Iterable[int]) -> Iterator[None]:
+    """Let these signals wait, in this thread and in what it starts."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 class WorkerInit:
     """A loader's `worker_init_fn` with which its workers outlive the signals that the run listens to.
 
@@ -225,10 +269,13 @@ class WorkerInit:
 
     def __call__(self, worker_id: int) -> None:
         running = _is_running if self.is_running is None else self.is_running
-        for number in _listening if self.listening is None else self.listening:
+        listening = _listening if self.listening is None else self.listening
+        for number in listening:
             if number == signal.SIGTERM:  # after torch's own, which ends the worker whoever the sender is
                 signal.signal(number, lambda *_: None if running.value else os._exit(0))
             else:
                 signal.signal(number, signal.SIG_IGN)
+        if hasattr(signal, "pthread_sigmask"):  # what came while this process started
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, listening)
         if self.then is not None:
             self.then(worker_id)

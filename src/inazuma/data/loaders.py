@@ -21,7 +21,7 @@ from inazuma.errors import MisconfigurationException, PossibleUserWarning
 from inazuma.progress import Limits, batches_of, length_of
 from inazuma.ranks import rank_zero_warn
 from inazuma.seed import pl_worker_init_function
-from inazuma.signals import WorkerInit
+from inazuma.signals import WorkerInit, shielding
 
 if TYPE_CHECKING:
     from inazuma.run import Run
@@ -46,7 +46,7 @@ class Loaders:
         self.batches: list[int | float] = []  # to take of each part
         self.seen: list[int] = []  # batches evaluated of each part, in this run
         self.opened_in_epoch: int | None = None
-        self._theirs: list[tuple[DataLoader[Any], Any]] = []  # loaders with the `worker_init_fn` they came with
+        self._theirs: list[tuple[DataLoader[Any], Any, Any]] = []  # loaders, with how they start workers without a run
 
     @property
     def hook(self) -> str:
@@ -141,8 +141,9 @@ class Loaders:
         if os.environ.get("PL_SEED_WORKERS", "0") == "1" and loader.num_workers and loader.worker_init_fn is None:
             loader.worker_init_fn = partial(pl_worker_init_function, rank=run.strategy.global_rank)
         if loader.num_workers and not isinstance(loader.worker_init_fn, WorkerInit):
-            self._theirs.append((loader, loader.worker_init_fn))
+            self._theirs.append((loader, loader.worker_init_fn, loader.multiprocessing_context))
             loader.worker_init_fn = WorkerInit(loader.worker_init_fn)
+            loader.multiprocessing_context = shielding(loader.multiprocessing_context)
         is_map_style = not isinstance(loader.dataset, IterableDataset)
         if self.stage in ("train", "val") and self.limits.overfit_batches > 0 and run.is_fitting:
             if is_map_style and not isinstance(loader.sampler, SequentialSampler):
@@ -163,8 +164,8 @@ class Loaders:
 
     def put_back(self) -> None:
         """Leave the user's loaders as they were, once the run is over."""
-        for loader, worker_init_fn in self._theirs:
-            loader.worker_init_fn = worker_init_fn
+        for loader, worker_init_fn, context in self._theirs:
+            loader.worker_init_fn, loader.multiprocessing_context = worker_init_fn, context
         self._theirs = []
 
     def drop_workers(self) -> None:
