@@ -222,6 +222,7 @@ def test_a_run_in_the_background_goes_on_where_ctrl_c_is_ignored(runs: Runs, str
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_workers_that_are_spawned_outlive_signals_too(runs: Runs, straight: Ended) -> None:
     for sent in CODES:
         check_end(runs(sent, after_s=0.1, context="spawn"), sent, straight, runs)
