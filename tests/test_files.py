@@ -106,7 +106,7 @@ def test_a_killed_save_leaves_a_whole_file_and_the_next_save_cleans_up(tmp_path:
         assert process.stdout.readline() == "0\n"
         process.kill()
     assert files.load(path)["big"].numel() == 2_000_000
-    dead = tmp_path / files._temporary_name("a.ckpt").replace(f".{os.getpid()}.", f".{process.pid}.")
+    dead = tmp_path / files._temporary_name("a.ckpt").replace(f".{os.getpid()}-", f".{process.pid}-")
     dead.touch()  # in case that it was killed between two saves
     other = tmp_path / files._temporary_name("a.ckpt")
     other.touch()  # belongs to a process that lives

@@ -17,7 +17,10 @@ from typing import IO, Any, TypeAlias
 
 import torch
 
-from inazuma.errors import CheckpointError
+from inazuma import container
+from inazuma.container import SealedWriter, encode
+from inazuma.errors import CheckpointError, CheckpointNotSaved
+from inazuma.tree import storages
 
 PathLike: TypeAlias = str | os.PathLike[str]
 MapLocation: TypeAlias = str | torch.device | dict[str, str] | Callable[[Any, str], Any] | None
@@ -135,48 +138,73 @@ def _filesystem(path: PathLike) -> tuple[Any, str]:
 # ---------------------------------------------------------------------------------------------------- write
 
 
-def atomic_save(obj: Any, path: PathLike) -> None:
+def atomic_save(obj: Any, path: PathLike, note: Mapping[str, Any] | None = None) -> str:
     """`torch.save(obj, path)` such that, whatever happens, `path` holds the whole old content or the whole new one.
 
     The bytes go to a hidden file beside the target, are flushed to the disk, and the file is then renamed. Directories
-    that are missing are created. Writing streams: it needs no memory for a second copy.
+    that are missing are created. Writing streams: it needs no memory for a second copy. The file carries its checksum
+    and a note (`container`); in a store, its size is checked before it gets its name, and what fails for a moment is
+    tried again.
 
     Args:
         obj: what `torch.save` takes.
         path: a local path, or an address for fsspec.
+        note: plain data about the file, for `read_note`; see `container.encode` for how much.
+
+    Returns:
+        The checksum.
 
     Raises:
-        OSError, RuntimeError: from the disk or torch. The hidden file is removed and `path` is as it was.
+        CheckpointNotSaved: the disk or the store did not take it. The hidden file is removed and `path` is as it was.
+        TypeError, ValueError: `note` is no JSON, or too long.
         ImportError: an address, and fsspec is not installed.
     """
+    text = encode(note)
     if is_local(path):
-        _save_local(obj, Path(_local(path)))
-    else:
-        _save_remote(obj, path)
+        return _save_local(obj, Path(_local(path)), text)
+    return _save_remote(obj, path, text)
 
 
-def _save_local(obj: Any, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(target)
+def _save_local(obj: Any, target: Path, note: bytes) -> str:
     temporary = target.with_name(_temporary_name(target.name))
+    writer = None
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(target.parent)
         with open(temporary, "xb") as file:
-            torch.save(obj, file)
+            writer = SealedWriter(file, note)
+            torch.save(obj, writer)  # type: ignore[arg-type]  # write and flush are all it calls
+            digest = writer.seal()
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
-    except BaseException:
+        _flush_names(target.parent)
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        failure = (writer and writer.failure) or error
+        if isinstance(failure, OSError):  # torch may have raised a RuntimeError over it
+            free = shutil.disk_usage(_existing(target.parent)).free
+            raise _not_saved(target, obj, f"{free / 1e6:,.1f} MB are free there", failure) from failure
         raise
-    if os.name == "posix":
-        directory = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)  # the new name survives a power cut only then
-        finally:
-            os.close(directory)
+    return digest
 
 
-def _save_remote(obj: Any, path: PathLike) -> None:
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+
+
+def _flush_names(folder: Path) -> None:
+    """Make a rename survive a power cut."""
+    if os.name != "posix":
+        return
+    directory = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _save_remote(obj: Any, path: PathLike, note: bytes) -> str:
     fs, target = _filesystem(path)
     parent, _, name = target.rpartition("/")
     temporary = f"{parent}/{_temporary_name(name)}" if parent else _temporary_name(name)
@@ -184,39 +212,64 @@ def _save_remote(obj: Any, path: PathLike) -> None:
         fs.makedirs(parent, exist_ok=True)
     try:
         with fs.open(temporary, "wb") as file:
-            torch.save(obj, file)
+            writer = SealedWriter(file, note)
+            torch.save(obj, writer)  # type: ignore[arg-type]  # write and flush are all it calls
+            digest = writer.seal()
         fs.mv(temporary, target)
     except BaseException:
         if fs.exists(temporary):
             fs.rm(temporary)
         raise
+    return digest
+
+
+def _not_saved(path: PathLike, obj: Any, free: str, cause: BaseException) -> CheckpointNotSaved:
+    needed = sum(storage.nbytes() for storage in storages(obj))
+    reason = str(cause) or type(cause).__name__
+    return CheckpointNotSaved(
+        f"{os.fspath(path)} was not saved: {reason}. It needs about {needed / 1e6:,.1f} MB, and {free}. "
+        "What was there before is unchanged."
+    )
+
+
+def remove_leftovers(directory: PathLike) -> None:
+    """Delete what killed processes of this machine left behind in a directory while they saved."""
+    host = re.escape(socket.gethostname()[:60])
+    pattern = re.compile(rf"\..*\.{host}\.(\d+)-(\d+)\.[0-9a-f]{{8}}\.tmp", re.DOTALL)
+    for path in listdir(directory):
+        found = pattern.fullmatch(os.path.basename(path))
+        if found and not _is_alive(int(found[1]), int(found[2])):
+            remove(path)
 
 
 def _temporary_name(name: str) -> str:
     """A hidden name, unique to this call, that tells who writes; short enough for a file system's 255 bytes."""
-    return f".{name[:60]}.{socket.gethostname()[:60]}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
+    process = f"{os.getpid()}-{_started_at(os.getpid())}"
+    return f".{name[:60]}.{socket.gethostname()[:60]}.{process}.{uuid.uuid4().hex[:8]}.tmp"
 
 
-def _remove_leftovers(target: Path) -> None:
-    """Delete what killed processes of this machine left behind while they wrote `target`."""
-    if os.name != "posix":  # no harmless way to ask whether a process lives
-        return
-    prefix = f".{target.name[:60]}.{socket.gethostname()[:60]}."
-    for entry in target.parent.iterdir():
-        if entry.name.startswith(prefix) and entry.name.endswith(".tmp"):
-            pid = entry.name.removeprefix(prefix).partition(".")[0]
-            if pid.isdecimal() and not _is_alive(int(pid)):
-                entry.unlink(missing_ok=True)
-
-
-def _is_alive(pid: int) -> bool:
+def _is_alive(pid: int, started_at: int) -> bool:
+    if os.name != "posix":  # no harmless way to ask
+        return True
     try:
         os.kill(pid, 0)  # asks, sends nothing
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
-    return True
+        pass
+    return _started_at(pid) == started_at
+
+
+def _started_at(pid: int) -> int:
+    """When a process began, in ticks since the machine started; 0 where nobody says.
+
+    Containers give each of their runs the same few process ids.
+    """
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    return int(status.rpartition(")")[2].split()[19])
 
 
 # ---------------------------------------------------------------------------------------------------- read
@@ -256,6 +309,45 @@ def load(
         raise CheckpointError(f"{name} is a directory, not a checkpoint file. Name a file in it.")
     with open_for_reading(path) as file:
         return _read(file, name, map_location, weights_only is not False)
+
+
+def read_note(path: PathLike) -> dict[str, Any] | None:
+    """The note that `atomic_save` wrote into a file, read from its last bytes; None for a file without one.
+
+    Raises:
+        FileNotFoundError: there is no file.
+    """
+    with open_for_reading(path) as file:
+        return container.read_note(file)
+
+
+def verify(path: PathLike) -> None:
+    """Read all of a checkpoint file and compare it with its checksum. Nothing in it is run, or kept in memory.
+
+    A file of inazuma has one checksum over all its bytes. In other files of torch each record has one. The format of
+    torch before 1.6 has none: such a file passes if it can be loaded with `weights_only=True`.
+
+    Raises:
+        FileNotFoundError: there is no file.
+        CheckpointError: the file is damaged, cut short, or not a checkpoint; the message says which and how.
+    """
+    name = os.fspath(path)
+    if not exists(path):
+        raise FileNotFoundError(f"Checkpoint file not found: {name}")
+    if isdir(path):
+        raise CheckpointError(f"{name} is a directory, not a checkpoint file. Name a file in it.")
+    with open_for_reading(path) as file:
+        if file.read(4) == _MAGIC[0]:
+            container.check(file, name)
+            return
+        file.seek(0)
+        try:
+            _read(file, name, "cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(
+                f"{name} cannot be verified: it is in the format of torch before 1.6, which has no checksums, and "
+                "holds objects. Save it again with a newer torch."
+            ) from error
 
 
 def weights_of(checkpoint: Mapping[str, Any], name: object) -> dict[str, Any]:
