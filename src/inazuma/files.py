@@ -7,20 +7,16 @@ import os
 import pickle
 import re
 import shutil
-import socket
 import struct
 import tempfile
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 import torch
 
-from inazuma import container
-from inazuma.container import SealedWriter, encode
-from inazuma.errors import CheckpointError, CheckpointNotSaved
-from inazuma.tree import storages
+from inazuma import container, saving
+from inazuma.errors import CheckpointError
 
 PathLike: TypeAlias = str | os.PathLike[str]
 MapLocation: TypeAlias = str | torch.device | dict[str, str] | Callable[[Any, str], Any] | None
@@ -110,8 +106,7 @@ def remove(path: PathLike) -> None:
     """Delete a file, or a directory with all it holds. One that is gone already is fine: ranks may race."""
     if not is_local(path):
         fs, remote = _filesystem(path)
-        if fs.exists(remote):
-            fs.rm(remote, recursive=True)
+        saving.retried(lambda: fs.rm(remote, recursive=True) if fs.exists(remote) else None)
     elif isdir(path) and not os.path.islink(_local(path)):
         shutil.rmtree(_local(path), ignore_errors=False)
     else:
@@ -159,117 +154,20 @@ def atomic_save(obj: Any, path: PathLike, note: Mapping[str, Any] | None = None)
         TypeError, ValueError: `note` is no JSON, or too long.
         ImportError: an address, and fsspec is not installed.
     """
-    text = encode(note)
-    if is_local(path):
-        return _save_local(obj, Path(_local(path)), text)
-    return _save_remote(obj, path, text)
-
-
-def _save_local(obj: Any, target: Path, note: bytes) -> str:
-    temporary = target.with_name(_temporary_name(target.name))
-    writer = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(target.parent)
-        with open(temporary, "xb") as file:
-            writer = SealedWriter(file, note)
-            torch.save(obj, writer)  # type: ignore[arg-type]  # write and flush are all it calls
-            digest = writer.seal()
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-        _flush_names(target.parent)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        failure = (writer and writer.failure) or error
-        if isinstance(failure, OSError):  # torch may have raised a RuntimeError over it
-            free = shutil.disk_usage(_existing(target.parent)).free
-            raise _not_saved(target, obj, f"{free / 1e6:,.1f} MB are free there", failure) from failure
-        raise
-    return digest
-
-
-def _existing(folder: Path) -> Path:
-    return next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-
-
-def _flush_names(folder: Path) -> None:
-    """Make a rename survive a power cut."""
-    if os.name != "posix":
-        return
-    directory = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def _save_remote(obj: Any, path: PathLike, note: bytes) -> str:
-    fs, target = _filesystem(path)
-    parent, _, name = target.rpartition("/")
-    temporary = f"{parent}/{_temporary_name(name)}" if parent else _temporary_name(name)
-    if parent:
-        fs.makedirs(parent, exist_ok=True)
-    try:
-        with fs.open(temporary, "wb") as file:
-            writer = SealedWriter(file, note)
-            torch.save(obj, writer)  # type: ignore[arg-type]  # write and flush are all it calls
-            digest = writer.seal()
-        fs.mv(temporary, target)
-    except BaseException:
-        if fs.exists(temporary):
-            fs.rm(temporary)
-        raise
-    return digest
-
-
-def _not_saved(path: PathLike, obj: Any, free: str, cause: BaseException) -> CheckpointNotSaved:
-    needed = sum(storage.nbytes() for storage in storages(obj))
-    reason = str(cause) or type(cause).__name__
-    return CheckpointNotSaved(
-        f"{os.fspath(path)} was not saved: {reason}. It needs about {needed / 1e6:,.1f} MB, and {free}. "
-        "What was there before is unchanged."
-    )
+    text = container.encode(note)
+    if not is_local(path):
+        fs, remote = _filesystem(path)
+        return saving.save_remote(obj, fs, remote, text)
+    target = Path(_local(path))
+    remove_leftovers(target.parent)
+    return saving.save_local(obj, target, text)
 
 
 def remove_leftovers(directory: PathLike) -> None:
     """Delete what killed processes of this machine left behind in a directory while they saved."""
-    host = re.escape(socket.gethostname()[:60])
-    pattern = re.compile(rf"\..*\.{host}\.(\d+)-(\d+)\.[0-9a-f]{{8}}\.tmp", re.DOTALL)
     for path in listdir(directory):
-        found = pattern.fullmatch(os.path.basename(path))
-        if found and not _is_alive(int(found[1]), int(found[2])):
+        if saving.is_leftover(os.path.basename(path)):
             remove(path)
-
-
-def _temporary_name(name: str) -> str:
-    """A hidden name, unique to this call, that tells who writes; short enough for a file system's 255 bytes."""
-    process = f"{os.getpid()}-{_started_at(os.getpid())}"
-    return f".{name[:60]}.{socket.gethostname()[:60]}.{process}.{uuid.uuid4().hex[:8]}.tmp"
-
-
-def _is_alive(pid: int, started_at: int) -> bool:
-    if os.name != "posix":  # no harmless way to ask
-        return True
-    try:
-        os.kill(pid, 0)  # asks, sends nothing
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return _started_at(pid) == started_at
-
-
-def _started_at(pid: int) -> int:
-    """When a process began, in ticks since the machine started; 0 where nobody says.
-
-    Containers give each of their runs the same few process ids.
-    """
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return 0
-    return int(status.rpartition(")")[2].split()[19])
 
 
 # ---------------------------------------------------------------------------------------------------- read
