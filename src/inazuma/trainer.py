@@ -6,6 +6,7 @@ Every constructor argument goes to exactly one owner. After that the Trainer is 
 from __future__ import annotations
 
 import os
+import time
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -247,6 +248,7 @@ class Trainer:
         self.num_nodes = num_nodes
         self.precision_plugin = own_precision or select_precision(precision, self.strategy.root_device)
 
+        self.checkpoint_note: dict[str, Any] = {}  # what a callback that saves says of the file it is about to write
         self._ckpt_path: Any = None  # of the run in work; or set by the user, for all runs
         self._user_managed_ckpt_path = False
         self._signals = Signals()
@@ -282,12 +284,16 @@ class Trainer:
             train_dataloaders: an iterable of batches, a collection of such, or a datamodule. Default: the module's.
             val_dataloaders: likewise.
             datamodule: gives the loaders.
-            ckpt_path: a path or URL to resume from, "best" or "last".
+            ckpt_path: what to resume from: a path or URL; "last", the newest state; "best"; "auto", the newest whole
+                checkpoint of any kind in the directories where callbacks save, or nothing if there is none. "last" and
+                "auto" pass over a damaged file, and say so. Default: the environment variable `INAZUMA_CKPT_PATH`,
+                which may hold any of these: with "auto" a restarted job goes on without a change of its script.
             weights_only: as in `torch.load`; default True for local files.
 
         Raises:
             MisconfigurationException, TypeError, ValueError: the program cannot work; said before training starts.
             FileNotFoundError: no checkpoint at `ckpt_path`.
+            CheckpointError: the checkpoint at `ckpt_path`, or the best one, is damaged.
         """
         given = {"train": train_dataloaders, "val": val_dataloaders}
         with self._running(TrainerFn.FITTING, model, given, datamodule, ckpt_path, weights_only) as run:
@@ -489,6 +495,8 @@ class Trainer:
         if previous is not None:  # a checkpoint saved after an evaluation still holds those of the fit before
             self._run.set_optimizers(previous.optimizers)
             self._run.schedulers = previous.schedulers
+            if fn is not TrainerFn.FITTING:
+                self._run.id = previous.id
         if profiler is not None:
             profiler.lightning_module = module
             rank = self.local_rank if self.world_size > 1 else None
@@ -576,8 +584,16 @@ class Trainer:
             )
         with self.profiler.profile("save_checkpoint"):
             checkpoint = gather(self._run, weights_only=bool(weights_only))
-            self.strategy.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
-        self.strategy.barrier("Trainer.save_checkpoint")
+            checkpoint.setdefault("inazuma", {})["note"] = self._note(checkpoint, bool(weights_only))
+            try:
+                self.strategy.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
+            finally:  # the others wait there, also if rank 0 could not save
+                self.strategy.barrier("Trainer.save_checkpoint")
+
+    def _note(self, checkpoint: dict[str, Any], weights_only: bool) -> dict[str, Any]:
+        """What a file says of itself, for whoever looks for the best or the newest of a directory."""
+        about = {"run": self.run_id, "time": time.time(), "kind": "manual", "weights_only": weights_only}
+        return {"epoch": checkpoint["epoch"], "global_step": checkpoint["global_step"], **about, **self.checkpoint_note}
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Compute gradients, with precision and hooks: what `LightningModule.manual_backward` calls."""
@@ -701,6 +717,11 @@ class Trainer:
     def global_step(self) -> int:
         """Optimizer steps done, over all optimizers and epochs."""
         return self.progress.step
+
+    @property
+    def run_id(self) -> str:
+        """Tells this run from others; a run that is resumed keeps it. "" before the first run."""
+        return "" if self._run is None else self._run.id
 
     @property
     def current_epoch(self) -> int:
