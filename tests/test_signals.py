@@ -283,7 +283,7 @@ def test_without_a_model_checkpoint_nothing_is_saved_and_that_is_said(
     with caplog.at_level(logging.INFO), pytest.raises(SignalException) as ended:
         trainer.fit(BoringModel())
     assert ended.value.code == 140
-    assert "SIGUSR2: nothing is saved, as the Trainer has no `ModelCheckpoint`." in caplog.text
+    assert "SIGUSR2: nothing is saved (the Trainer has no `ModelCheckpoint`)." in caplog.text
     assert not any(tmp_path.iterdir())
 
 

@@ -98,11 +98,13 @@ OWN_NAMES: dict[str, set[str]] = {
     "Trainer": {
         "backward",
         "benchmark",
+        "checkpoint_note",
         "detect_anomaly",
         "inference_mode",
         "lightning_optimizers",
         "limits",
         "progress",
+        "run_id",
         "sync_batchnorm",
         "use_distributed_sampler",
         "validation_follows",

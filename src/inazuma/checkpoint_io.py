@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from inazuma import files
 
 
 class CheckpointIO:
-    """How checkpoints are stored. Subclass it and pass it as `Trainer(plugins=...)` to store them elsewhere."""
+    """How checkpoints are stored. Subclass it and pass it as `Trainer(plugins=...)` to store them elsewhere.
+
+    Attributes:
+        keeps_notes: `save_checkpoint` takes `storage_options={"note": {...}}`, plain data that goes into the file for
+            `files.read_note`.
+    """
+
+    keeps_notes = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write `checkpoint` to `path`: whole, or not at all."""
@@ -29,15 +38,24 @@ class CheckpointIO:
 
 
 class TorchCheckpointIO(CheckpointIO):
-    """Checkpoints as files of `torch.save`, on local disks or, through fsspec, elsewhere."""
+    """Checkpoints as files of `torch.save`, on local disks or, through fsspec, elsewhere.
+
+    Each carries its checksum, and a note with epoch, global step, torch's version and what the caller adds.
+    """
+
+    keeps_notes = True
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        if storage_options is not None:
+        note: dict[str, Any] = checkpoint.get("inazuma", {}).get("note", {})
+        if isinstance(storage_options, dict) and set(storage_options) == {"note"}:
+            note = storage_options["note"]
+        elif storage_options is not None:
             raise TypeError(
                 f"`Trainer.save_checkpoint(..., storage_options={storage_options!r})` needs a CheckpointIO that knows "
                 f"them; `{type(self).__name__}` does not. Pass one as `Trainer(plugins=...)`."
             )
-        files.atomic_save(checkpoint, path)
+        about: dict[str, Any] = {key: checkpoint[key] for key in ("epoch", "global_step") if key in checkpoint}
+        files.atomic_save(checkpoint, path, {**about, "torch": str(torch.__version__), **note})
 
     def load_checkpoint(
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -25,11 +26,12 @@ from inazuma.callbacks.callback import Callback
 from inazuma.callbacks.checkpoint import Checkpoint
 from inazuma.callbacks.defaults import with_defaults, with_module_callbacks
 from inazuma.callbacks.early_stopping import EarlyStopping
-from inazuma.callbacks.find import find
+from inazuma.callbacks.find import VARIABLE, find
 from inazuma.callbacks.model_checkpoint import ModelCheckpoint
 from inazuma.callbacks.progress import ProgressBar
 from inazuma.callbacks.timer import Timer
 from inazuma.checkpoint.state import gather
+from inazuma.checkpoint_io import TorchCheckpointIO
 from inazuma.data.loaders import Loaders, death_of_worker, message_first
 from inazuma.datahooks import DataHooks
 from inazuma.datamodule import LightningDataModule
@@ -253,6 +255,7 @@ class Trainer:
         self.num_nodes = num_nodes
         self.precision_plugin = own_precision or select_precision(precision, self.strategy.root_device)
 
+        self.checkpoint_note: dict[str, Any] = {}  # what a callback that saves says of the file it is about to write
         self._ckpt_path: Any = None  # of the run in work; or set by the user, for all runs
         self._user_managed_ckpt_path = False
         self._signals = Signals(self._save_at_signal, stop_signals)
@@ -289,12 +292,16 @@ class Trainer:
             train_dataloaders: an iterable of batches, a collection of such, or a datamodule. Default: the module's.
             val_dataloaders: likewise.
             datamodule: gives the loaders.
-            ckpt_path: a path or URL to resume from, "best" or "last".
+            ckpt_path: what to resume from: a path or URL; "last", the newest state; "best"; "auto", the newest whole
+                checkpoint of any kind in the directories where callbacks save, or nothing if there is none. "last" and
+                "auto" pass over a damaged file, and say so. Default: the environment variable `INAZUMA_CKPT_PATH`,
+                which may hold any of these: with "auto" a restarted job goes on without a change of its script.
             weights_only: as in `torch.load`; default True for local files.
 
         Raises:
             MisconfigurationException, TypeError, ValueError: the program cannot work; said before training starts.
             FileNotFoundError: no checkpoint at `ckpt_path`.
+            CheckpointError: the checkpoint at `ckpt_path`, or the best one, is damaged.
         """
         given = {"train": train_dataloaders, "val": val_dataloaders}
         with self._running(TrainerFn.FITTING, model, given, datamodule, ckpt_path, weights_only) as run:
@@ -506,6 +513,8 @@ class Trainer:
         if previous is not None:  # a checkpoint saved after an evaluation still holds those of the fit before
             self._run.set_optimizers(previous.optimizers)
             self._run.schedulers = previous.schedulers
+            if fn is not TrainerFn.FITTING:
+                self._run.id = previous.id
         if profiler is not None:
             profiler.lightning_module = module
             rank = self.local_rank if self.world_size > 1 else None
@@ -518,7 +527,8 @@ class Trainer:
     def _resolved(self, ckpt_path: Any, fn: TrainerFn, model_is_given: bool) -> Any:
         if ckpt_path is None and self._user_managed_ckpt_path:
             return self._ckpt_path
-        if ckpt_path == "hpc" or (ckpt_path is None and fn is TrainerFn.FITTING and SLURMEnvironment.detect()):
+        is_open = ckpt_path is None and fn is TrainerFn.FITTING and not os.environ.get(VARIABLE)
+        if ckpt_path == "hpc" or (is_open and SLURMEnvironment.detect()):
             found = hpc_checkpoint(self.default_root_dir)
             if found is None and ckpt_path == "hpc":
                 raise ValueError(
@@ -618,16 +628,19 @@ class Trainer:
             path = "" if saver is None else saver.save_now(self, kind="signal")
             if number in self._environment.requeue_signals:
                 path = self._save_for_requeue(path)
+            if path and isinstance(self.strategy.checkpoint_io, TorchCheckpointIO):
+                files.verify(path)
         except Exception as error:
             log.error(
                 f"{name_of(number)}: the checkpoint could not be written ({type(error).__name__}: {error}). The run "
-                "ends without it; what was saved before is as it was."
+                "ends without it; older files are as they were."
             )
             return
         if path:
             rank_zero_info(f"{name_of(number)}: the run is saved in {path}.")
         else:
-            rank_zero_info(f"{name_of(number)}: nothing is saved, as the Trainer has no `ModelCheckpoint`.")
+            why = "the Trainer has no `ModelCheckpoint`" if saver is None else "see above, or no step was made yet"
+            rank_zero_info(f"{name_of(number)}: nothing is saved ({why}).")
 
     def _save_for_requeue(self, saved: str) -> str:
         path = next_hpc_checkpoint(self.default_root_dir)
@@ -662,8 +675,16 @@ class Trainer:
             )
         with self.profiler.profile("save_checkpoint"):
             checkpoint = gather(self._run, weights_only=bool(weights_only))
-            self.strategy.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
-        self.strategy.barrier("Trainer.save_checkpoint")
+            checkpoint.setdefault("inazuma", {})["note"] = self._note(checkpoint, bool(weights_only))
+            try:
+                self.strategy.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
+            finally:  # the others wait there, also if rank 0 could not save
+                self.strategy.barrier("Trainer.save_checkpoint")
+
+    def _note(self, checkpoint: dict[str, Any], weights_only: bool) -> dict[str, Any]:
+        """What a file says of itself, for whoever looks for the best or the newest of a directory."""
+        about = {"run": self.run_id, "time": time.time(), "kind": "manual", "weights_only": weights_only}
+        return {"epoch": checkpoint["epoch"], "global_step": checkpoint["global_step"], **about, **self.checkpoint_note}
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Compute gradients, with precision and hooks: what `LightningModule.manual_backward` calls."""
@@ -787,6 +808,11 @@ class Trainer:
     def global_step(self) -> int:
         """Optimizer steps done, over all optimizers and epochs."""
         return self.progress.step
+
+    @property
+    def run_id(self) -> str:
+        """Tells this run from others; a run that is resumed keeps it. "" before the first run."""
+        return "" if self._run is None else self._run.id
 
     @property
     def current_epoch(self) -> int:

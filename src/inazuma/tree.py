@@ -79,6 +79,20 @@ def recursive_detach(tree: Any, to_cpu: bool = False) -> Any:
     return apply_to_collection(tree, Tensor, lambda tensor: tensor.detach().cpu() if to_cpu else tensor.detach())
 
 
+def storages(tree: Any) -> list[torch.UntypedStorage]:
+    """The memory behind the tensors of a nested structure, each piece once however many tensors share it."""
+    found: dict[int, torch.UntypedStorage] = {}
+
+    def add(tensor: Tensor) -> Tensor:
+        if tensor.layout is torch.strided:
+            storage = tensor.untyped_storage()
+            found.setdefault(storage._cdata, storage)
+        return tensor
+
+    apply_to_collection(tree, Tensor, add)
+    return list(found.values())
+
+
 def convert_tensors_to_scalars(tree: Any) -> Any:
     """Copy a nested structure with its tensors as Python numbers; waits for the GPU.
 
