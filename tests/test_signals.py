@@ -43,7 +43,7 @@ class Ended:
     said: list[str]
     log: str
     status: int
-    seconds: float  # from the first signal, or from the beginning without one
+    seconds: float  # from the last signal, or from the beginning without one
     folder: Path
 
     @property
@@ -76,10 +76,8 @@ class Runs:
             text=True,
         )
 
-    def __call__(
-        self, send: int = 0, when: str = "ready", after_s: float = 0.0, again_s: float = 0.0, **job: Any
-    ) -> Ended:
-        """Run a job. Once it says `when`, wait `after_s`, send a signal to its group, and `again_s` later another."""
+    def __call__(self, send: int = 0, when: str = "ready", after_s: float = 0.0, again: str = "", **job: Any) -> Ended:
+        """Run a job. Once it says `when`, wait `after_s`, send a signal to its group, and another after `again`."""
         assert self.server.stdin
         self.count += 1
         folder = Path(job.setdefault("folder", str(self.folder / str(self.count))))
@@ -95,8 +93,10 @@ class Runs:
                 time.sleep(after_s)
                 began_s = time.monotonic()
                 os.killpg(pid, send)
-                if again_s:
-                    time.sleep(again_s)
+                if again:
+                    while again not in log.read_text():
+                        time.sleep(0.01)
+                    began_s = time.monotonic()
                     os.killpg(pid, send)
         return Ended(pid, said, log.read_text(), int(line.split()[1]), time.monotonic() - began_s, folder)
 
@@ -163,7 +163,7 @@ def test_a_signal_at_any_time(runs: Runs, straight: Ended, sent: int, persistent
 
 @pytest.mark.parametrize(("job", "when"), [({"sleeps_at": 3}, "sleeps"), ({"hangs_at": 9}, "hangs")])
 def test_the_second_ctrl_c_ends_a_run_at_once(runs: Runs, job: dict[str, Any], when: str) -> None:
-    ended = runs(signal.SIGINT, when, again_s=0.3, **job)
+    ended = runs(signal.SIGINT, when, again="press again", **job)
     assert ended.status == 130
     assert "Ctrl-C: saving at the next step; press again to end at once." in ended.log
     assert "saved in" not in ended.log
@@ -270,10 +270,26 @@ def test_a_save_that_fails_is_reported_and_changes_no_exit_code(caplog: pytest.L
             raise OSError(28, "No space left on device")
 
     trainer = trainer_of(Do(kill(signal.SIGTERM)), plugins=[Full()])
-    with caplog.at_level(logging.INFO), pytest.raises(SIGTERMException) as ended:
+    caplog.set_level(logging.INFO)
+    with pytest.raises(SIGTERMException) as ended, pytest.warns(UserWarning, match=r"was not saved: OSError\(28"):
         trainer.fit(BoringModel())
     assert ended.value.code == 143
-    assert "SIGTERM: the checkpoint could not be written (OSError: [Errno 28] No space left on device)" in caplog.text
+    assert "SIGTERM: nothing is saved (see above, or no step was made yet)." in caplog.text
+
+
+def test_a_file_that_is_damaged_on_its_way_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    class Flaky(TorchCheckpointIO):
+        def save_checkpoint(self, checkpoint: Any, path: Any, *args: Any, **kwargs: Any) -> Any:
+            answer = super().save_checkpoint(checkpoint, path, *args, **kwargs)
+            content = bytearray(Path(path).read_bytes())
+            content[len(content) // 2] ^= 1
+            Path(path).write_bytes(content)
+            return answer
+
+    with pytest.raises(SIGTERMException) as ended:
+        trainer_of(Do(kill(signal.SIGTERM)), plugins=[Flaky()]).fit(BoringModel())
+    assert ended.value.code == 143
+    assert "SIGTERM: the checkpoint could not be written (CheckpointError: " in caplog.text
 
 
 def test_without_a_model_checkpoint_nothing_is_saved_and_that_is_said(
