@@ -184,6 +184,7 @@ def scontrol(folder: Path, code: int = 0) -> dict[str, str]:
     return {**SLURM, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
 
 
+@pytest.mark.slow
 def test_slurm_runs_a_job_again_from_where_it_was(runs: Runs, straight: Ended, tmp_path: Path) -> None:
     env = scontrol(tmp_path / "bin")
     ended = runs.at_random(signal.SIGUSR1, 0.5 * straight.seconds, env=env)
@@ -211,6 +212,7 @@ def test_in_an_interactive_session_ctrl_c_gives_control_back(runs: Runs) -> None
     assert states[1].startswith("finished at ")
 
 
+@pytest.mark.slow
 def test_in_an_interactive_session_sigterm_still_ends_the_program(runs: Runs) -> None:
     assert runs(signal.SIGTERM, after_s=0.2, prompt=True, fits=2).status == 143
 
