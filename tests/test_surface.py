@@ -70,12 +70,12 @@ TRAINER_ARGUMENTS: dict[str, Any] = {
     "enable_autolog_hparams": True,
     "model_registry": None,
 }
-OWN_TRAINER_ARGUMENTS: dict[str, Any] = {"async_checkpointing": False}  # behind Lightning's
-
 # Arguments that Lightning's Trainer does not have; they stand behind its own.
 OWN_TRAINER_ARGUMENTS: dict[str, Any] = {
     "exact_resume": True,
+    "async_checkpointing": False,
     "bad_steps": None,
+    "stop_signals": None,
 }
 
 # Lightning's keys stay where Lightning puts them; what an exact resume needs besides goes under one key of our own.
@@ -106,12 +106,14 @@ OWN_NAMES: dict[str, set[str]] = {
         "backward",
         "bad_steps",
         "benchmark",
+        "checkpoint_note",
         "detect_anomaly",
         "exact_resume",
         "inference_mode",
         "lightning_optimizers",
         "limits",
         "progress",
+        "run_id",
         "sync_batchnorm",
         "use_distributed_sampler",
         "validation_follows",

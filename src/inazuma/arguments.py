@@ -18,6 +18,7 @@ from inazuma.errors import MisconfigurationException
 from inazuma.optim import GradClipAlgorithmType
 from inazuma.precision.precision import Precision
 from inazuma.ranks import rank_zero_warn
+from inazuma.strategies.cluster import SLURMEnvironment
 
 F = TypeVar("F", bound=Callable[..., None])
 
@@ -141,15 +142,17 @@ def set_determinism(deterministic: bool | str | None, benchmark: bool | None) ->
         torch.backends.cudnn.benchmark = benchmark
 
 
-def split_plugins(plugins: Any) -> tuple[Precision | None, CheckpointIO | None]:
-    """The one precision and the one CheckpointIO among the plugins."""
+def split_plugins(plugins: Any) -> tuple[Precision | None, CheckpointIO | None, SLURMEnvironment | None]:
+    """The one precision, the one CheckpointIO and the one cluster environment among the plugins."""
     found: dict[type[Any], Any] = {}
     given = [] if plugins is None else list(plugins) if isinstance(plugins, (list, tuple)) else [plugins]
     for plugin in given:
-        kind = next((kind for kind in (Precision, CheckpointIO) if isinstance(plugin, kind)), None)
+        kinds = (Precision, CheckpointIO, SLURMEnvironment)
+        kind = next((kind for kind in kinds if isinstance(plugin, kind)), None)
         if kind is None:
             raise MisconfigurationException(
-                f"Found invalid type for plugin {plugin!r}. Trainer(plugins=...) takes a Precision and a CheckpointIO."
+                f"Found invalid type for plugin {plugin!r}. Trainer(plugins=...) takes a Precision, a CheckpointIO and "
+                "a SLURMEnvironment."
             )
         if kind in found:
             raise MisconfigurationException(
@@ -157,4 +160,4 @@ def split_plugins(plugins: Any) -> tuple[Precision | None, CheckpointIO | None]:
                 "Only one can be in charge: leave the other out."
             )
         found[kind] = plugin
-    return found.get(Precision), found.get(CheckpointIO)
+    return found.get(Precision), found.get(CheckpointIO), found.get(SLURMEnvironment)

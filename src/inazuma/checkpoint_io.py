@@ -59,7 +59,7 @@ class TorchCheckpointIO(CheckpointIO):
     keeps_notes = True
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        note: dict[str, Any] = {}
+        note: dict[str, Any] = checkpoint.get("inazuma", {}).get("note", {})
         if isinstance(storage_options, dict) and set(storage_options) == {"note"}:
             note = storage_options["note"]
         elif storage_options is not None:

@@ -123,6 +123,12 @@ def read_note(file: IO[bytes]) -> dict[str, Any] | None:
     return note if isinstance(note, dict) else None
 
 
+def read_digest(file: IO[bytes]) -> str | None:
+    """The checksum that a file carries, from its last bytes; None if there is none. Nothing is checked: see `check`."""
+    comment = _comment(file)[1]
+    return comment[len(_NAME) :][:_DIGEST_BYTES].decode("ascii", "replace") if comment.startswith(_NAME) else None
+
+
 def check(file: IO[bytes], name: str) -> None:
     """Read all of a zip file and compare it with its checksum; with those of its records if it has no other.
 

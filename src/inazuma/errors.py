@@ -6,7 +6,8 @@ Exception
 └── CheckpointError             a checkpoint cannot be read, or does not fit this run
     └── CheckpointNotSaved      the disk or the store did not take it (an OSError, too)
 SystemExit
-└── SIGTERMException            the process was asked to end
+└── SignalException             the process was asked to end by a signal
+    └── SIGTERMException        by SIGTERM
 UserWarning
 └── PossibleUserWarning         likely, but not surely, a mistake in the user's program
 """
@@ -42,8 +43,12 @@ class CheckpointNotSaved(CheckpointError, OSError):
     """The disk or the store did not take a checkpoint. The message says where, how large it is and how much is free."""
 
 
-class SIGTERMException(SystemExit):
-    """The process received SIGTERM and the run ended at the next safe point."""
+class SignalException(SystemExit):
+    """The process received a signal and the run ended at the next step boundary; its code is 128 + the number."""
+
+
+class SIGTERMException(SignalException):
+    """The process received SIGTERM and the run ended at the next step boundary."""
 
 
 class PossibleUserWarning(UserWarning):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -92,6 +93,7 @@ class Run:
     has_validated: bool = False  # since the window was marked
     resume: dict[str, Any] | None = None  # what a checkpoint says of random generators and logged values
     resumes_inside_an_epoch: bool = False
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)  # a resume keeps it
 
     def __post_init__(self) -> None:
         self.batches = Batches(self.train, self.progress)

@@ -6,6 +6,8 @@ Every constructor argument goes to exactly one owner. After that the Trainer is 
 from __future__ import annotations
 
 import os
+import signal
+import time
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -25,11 +27,12 @@ from inazuma.callbacks.callback import Callback
 from inazuma.callbacks.checkpoint import Checkpoint
 from inazuma.callbacks.defaults import with_defaults, with_module_callbacks
 from inazuma.callbacks.early_stopping import EarlyStopping
-from inazuma.callbacks.find import find
+from inazuma.callbacks.find import VARIABLE, find
+from inazuma.callbacks.model_checkpoint import ModelCheckpoint
 from inazuma.callbacks.progress import ProgressBar
 from inazuma.callbacks.timer import Timer
 from inazuma.checkpoint.state import gather
-from inazuma.checkpoint_io import AsyncCheckpointIO
+from inazuma.checkpoint_io import AsyncCheckpointIO, TorchCheckpointIO
 from inazuma.data.loaders import Loaders, death_of_worker, message_first
 from inazuma.datahooks import DataHooks
 from inazuma.datamodule import LightningDataModule
@@ -46,10 +49,11 @@ from inazuma.precision.select import select as select_precision
 from inazuma.profilers import PassThroughProfiler, Profiler
 from inazuma.profilers import select as select_profiler
 from inazuma.progress import Limits, Progress
-from inazuma.ranks import rank_zero_info, rank_zero_warn
+from inazuma.ranks import log, rank_zero_info, rank_zero_warn
 from inazuma.run import Run, assemble
-from inazuma.signals import Signals
+from inazuma.signals import Signals, is_interactive, name_of
 from inazuma.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
+from inazuma.strategies.cluster import SLURMEnvironment, hpc_checkpoint, next_hpc_checkpoint
 from inazuma.strategies.select import select as select_strategy
 from inazuma.strategies.strategy import Strategy
 from inazuma.tables import print_results
@@ -134,7 +138,7 @@ class Trainer:
         profiler: "simple", "advanced", "pytorch", or a `Profiler`.
         detect_anomaly: find the operation that made a gradient NaN; slow.
         barebones: switch off everything that costs time and is not training.
-        plugins: a `Precision` or `CheckpointIO`, or several.
+        plugins: a `Precision`, `CheckpointIO` or `SLURMEnvironment`, or several.
         sync_batchnorm: synchronise batch norm over processes.
         reload_dataloaders_every_n_epochs: ask for the loaders again every n epochs; 0 for never.
         default_root_dir: where files go. Default: the working directory.
@@ -148,6 +152,8 @@ class Trainer:
         bad_steps: what to do when a loss or gradient is NaN or infinite, or memory runs out: "raise" (with samples, and
             a file to replay the step), "skip" (the step is not made), "rewind" (and the last steps are taken back), or
             a `BadSteps(...)`. Default None: nothing is looked at, and it costs nothing.
+        stop_signals: the signals that end a run at its next step, with a checkpoint; [] for none. Default: SIGTERM,
+            SIGINT (Ctrl-C), SIGUSR1 and SIGUSR2. `inazuma.signals` has the exit codes.
 
     Raises:
         MisconfigurationException: an argument, or a combination, that cannot work.
@@ -202,6 +208,7 @@ class Trainer:
         exact_resume: bool = True,
         async_checkpointing: bool = False,
         bad_steps: str | BadSteps | None = None,
+        stop_signals: Iterable[int] | None = None,
     ) -> None:
         if model_registry is not None:
             raise MisconfigurationException(
@@ -252,7 +259,7 @@ class Trainer:
         self.sync_batchnorm = sync_batchnorm
         set_determinism(deterministic, benchmark)
 
-        own_precision, checkpoint_io = split_plugins(plugins)
+        own_precision, checkpoint_io, environment = split_plugins(plugins)
         if own_precision is not None and precision is not None:
             raise ValueError(f"Received both `precision={precision!r}` and the plugin {own_precision!r}. Use one.")
         found = device_room.select(accelerator, devices)
@@ -265,9 +272,11 @@ class Trainer:
         self.num_nodes = num_nodes
         self.precision_plugin = own_precision or select_precision(precision, self.strategy.root_device)
 
+        self.checkpoint_note: dict[str, Any] = {}  # what a callback that saves says of the file it is about to write
         self._ckpt_path: Any = None  # of the run in work; or set by the user, for all runs
         self._user_managed_ckpt_path = False
-        self._signals = Signals()
+        self._signals = Signals(self._save_at_signal, stop_signals)
+        self._environment = environment or SLURMEnvironment()
         self._run: Run | None = None
         self._datamodule: LightningDataModule | None = None
         self._module: LightningModule | None = None
@@ -300,12 +309,16 @@ class Trainer:
             train_dataloaders: an iterable of batches, a collection of such, or a datamodule. Default: the module's.
             val_dataloaders: likewise.
             datamodule: gives the loaders.
-            ckpt_path: a path or URL to resume from, "best" or "last".
+            ckpt_path: what to resume from: a path or URL; "last", the newest state; "best"; "auto", the newest whole
+                checkpoint of any kind in the directories where callbacks save, or nothing if there is none. "last" and
+                "auto" pass over a damaged file, and say so. Default: the environment variable `INAZUMA_CKPT_PATH`,
+                which may hold any of these: with "auto" a restarted job goes on without a change of its script.
             weights_only: as in `torch.load`; default True for local files.
 
         Raises:
             MisconfigurationException, TypeError, ValueError: the program cannot work; said before training starts.
             FileNotFoundError: no checkpoint at `ckpt_path`.
+            CheckpointError: the checkpoint at `ckpt_path`, or the best one, is damaged.
         """
         given = {"train": train_dataloaders, "val": val_dataloaders}
         with self._running(TrainerFn.FITTING, model, given, datamodule, ckpt_path, weights_only) as run:
@@ -363,6 +376,7 @@ class Trainer:
         weights_only: bool | None,
     ) -> list[dict[str, float]]:
         kind = "validation" if stage == "val" else stage
+        results: list[dict[str, float]] = []  # what is left of a run that Ctrl-C ended in an interactive session
         with (
             self._running(fn, model, {stage: dataloaders}, datamodule, ckpt_path, weights_only) as run,
             self._without_gradients(),
@@ -395,6 +409,8 @@ class Trainer:
             The outputs, one per batch; with several loaders one such list per loader; None if not kept.
         """
         keep = return_predictions is not False
+        predictions: list[list[Any]] = []
+        is_several = False
         with (
             self._running(
                 TrainerFn.PREDICTING, model, {"predict": dataloaders}, datamodule, ckpt_path, weights_only
@@ -439,16 +455,23 @@ class Trainer:
             path = self._resolved(ckpt_path, fn, model is not None)
             run = self._make_run(module, given, datamodule)
             assemble(run, lambda: self._load(path, weights_only), self.enable_autolog_hparams)
-            with self._signals, torch.autograd.set_detect_anomaly(self.detect_anomaly or torch.is_anomaly_enabled()):
+            self._signals.listen("saving" if run.is_fitting else "ending", self._environment.requeue_signals)
+            with torch.autograd.set_detect_anomaly(self.detect_anomaly or torch.is_anomaly_enabled()):
                 yield run
             self._end(run)
         except BaseException as error:
             if (death := death_of_worker(error)) is None:
                 self._end_with(error, module, run)
+                if isinstance(error, KeyboardInterrupt) and is_interactive() and self._signals.is_at_boundary:
+                    return
                 raise
             death.__traceback__ = error.__traceback__
             self._end_with(death, module, run)
             raise death from None
+        else:
+            self._end_late()
+        finally:
+            self._signals.leave()
 
     def _checked_module(self, model: LightningModule | None, fn: TrainerFn) -> LightningModule:
         if model is None:
@@ -510,6 +533,8 @@ class Trainer:
         if previous is not None:  # a checkpoint saved after an evaluation still holds those of the fit before
             self._run.set_optimizers(previous.optimizers)
             self._run.schedulers = previous.schedulers
+            if fn is not TrainerFn.FITTING:
+                self._run.id = previous.id
         if profiler is not None:
             profiler.lightning_module = module
             rank = self.local_rank if self.world_size > 1 else None
@@ -522,6 +547,15 @@ class Trainer:
     def _resolved(self, ckpt_path: Any, fn: TrainerFn, model_is_given: bool) -> Any:
         if ckpt_path is None and self._user_managed_ckpt_path:
             return self._ckpt_path
+        is_open = ckpt_path is None and fn is TrainerFn.FITTING and not os.environ.get(VARIABLE)
+        if ckpt_path == "hpc" or (is_open and SLURMEnvironment.detect()):
+            found = hpc_checkpoint(self.default_root_dir)
+            if found is None and ckpt_path == "hpc":
+                raise ValueError(
+                    f'`.{fn}(ckpt_path="hpc")` finds no `hpc_ckpt_<n>.ckpt` in {self.default_root_dir}, where a SLURM '
+                    "job that is requeued leaves one. Give the path of a file, or no `ckpt_path`."
+                )
+            ckpt_path = found
         path = find(ckpt_path, fn, model_is_given, self.checkpoint_callbacks, self)
         self._ckpt_path, self._user_managed_ckpt_path = path, False
         return path
@@ -562,6 +596,13 @@ class Trainer:
     def _end_with(self, error: BaseException, module: LightningModule, run: Run | None) -> None:
         """Tell everybody that the run ends by an exception, and where it happened."""
         self.state.status = TrainerStatus.INTERRUPTED
+        signals, requeues = self._signals, False
+        if signals.is_at_boundary:
+            requeues = signals.received in self._environment.requeue_signals
+        elif isinstance(error, KeyboardInterrupt) and run is not None and signals.is_cut_short:
+            signals.kill_workers()
+            for loaders in run.loaders.values():
+                loaders.close()
         try:
             if run is None:  # it could not be made
                 Hooks(self, module, LightningModule, self._callbacks).fire("on_exception", error)
@@ -569,15 +610,70 @@ class Trainer:
                 _note(error, run)
                 run.hooks.fire("on_exception", error)
             for logger in self.loggers:
-                logger.finalize("failed")
+                logger.finalize("finished" if requeues else "failed")
         finally:  # a hook that raises in its turn leaves nothing half done
             if run is not None:
                 self._put_back(run)
             self.profiler.teardown(stage=str(self.state.fn))
             self.state.stage = None
+            if requeues and self.is_global_zero:
+                self._environment.requeue()
         if isinstance(error, KeyboardInterrupt):
             rank_zero_info("Stopped by Ctrl-C.")
-            raise SystemExit(130) from error
+            if not is_interactive():
+                raise SystemExit(130) from error
+
+    def _end_late(self) -> None:
+        """End the program if a signal came behind the last boundary of a run that is done now, and all is saved.
+
+        Not at a prompt, and not where SLURM would only do all of it again.
+        """
+        received = self._signals.received
+        if received is None or received in self._environment.requeue_signals:
+            return
+        if received != signal.SIGINT:
+            self._signals.end_program()
+        elif not is_interactive():
+            raise SystemExit(130)
+
+    def _save_at_signal(self, number: int) -> None:
+        """Save the run at the step boundary where a signal ends it. A failure is reported, and the run ends the same.
+
+        The first `ModelCheckpoint` saves. A job that SLURM runs again finds its place without `ckpt_path` by
+        Lightning's `hpc_ckpt_<n>.ckpt`: the same file under a second name, where the disk can do that.
+        """
+        run = self._of_run
+        if not run.is_fitting or run.is_sanity_checking or self.fast_dev_run:
+            return
+        try:
+            saver = next((c for c in self._callbacks if isinstance(c, ModelCheckpoint)), None)
+            path = "" if saver is None else saver.save_now(self, kind="signal")
+            if number in self._environment.requeue_signals:
+                path = self._save_for_requeue(path)
+            if path and isinstance(self.strategy.checkpoint_io, TorchCheckpointIO):
+                files.verify(path)
+        except Exception as error:
+            log.error(
+                f"{name_of(number)}: the checkpoint could not be written ({type(error).__name__}: {error}). The run "
+                "ends without it; older files are as they were."
+            )
+            return
+        if path:
+            rank_zero_info(f"{name_of(number)}: the run is saved in {path}.")
+        else:
+            why = "the Trainer has no `ModelCheckpoint`" if saver is None else "see above, or no step was made yet"
+            rank_zero_info(f"{name_of(number)}: nothing is saved ({why}).")
+
+    def _save_for_requeue(self, saved: str) -> str:
+        path = next_hpc_checkpoint(self.default_root_dir)
+        try:
+            if saved and self.is_global_zero:
+                os.link(saved, path)
+                return saved
+        except OSError:  # on another disk, a store, a folder
+            pass
+        self.save_checkpoint(path)
+        return saved or path
 
     # What modules and callbacks call
 
@@ -601,8 +697,16 @@ class Trainer:
             )
         with self.profiler.profile("save_checkpoint"):
             checkpoint = gather(self._run, weights_only=bool(weights_only))
-            self.strategy.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
-        self.strategy.barrier("Trainer.save_checkpoint")
+            checkpoint.setdefault("inazuma", {})["note"] = self._note(checkpoint, bool(weights_only))
+            try:
+                self.strategy.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
+            finally:  # the others wait there, also if rank 0 could not save
+                self.strategy.barrier("Trainer.save_checkpoint")
+
+    def _note(self, checkpoint: dict[str, Any], weights_only: bool) -> dict[str, Any]:
+        """What a file says of itself, for whoever looks for the best or the newest of a directory."""
+        about = {"run": self.run_id, "time": time.time(), "kind": "manual", "weights_only": weights_only}
+        return {"epoch": checkpoint["epoch"], "global_step": checkpoint["global_step"], **about, **self.checkpoint_note}
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Compute gradients, with precision and hooks: what `LightningModule.manual_backward` calls."""
@@ -726,6 +830,11 @@ class Trainer:
     def global_step(self) -> int:
         """Optimizer steps done, over all optimizers and epochs."""
         return self.progress.step
+
+    @property
+    def run_id(self) -> str:
+        """Tells this run from others; a run that is resumed keeps it. "" before the first run."""
+        return "" if self._run is None else self._run.id
 
     @property
     def current_epoch(self) -> int:

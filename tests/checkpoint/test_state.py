@@ -94,14 +94,15 @@ def test_a_checkpoint_holds_all_that_a_run_is(tmp_path: Path) -> None:
     assert content["hyper_parameters"] == {"width": 3, "optimizers": 1}
     assert [len(state["state"]) for state in content["optimizer_states"]] == [2]
     own = content["inazuma"]
-    assert set(own) == {"format", "progress", "rng", "batches", "logbook", "gradients"}
+    assert set(own) == {"format", "progress", "rng", "batches", "logbook", "gradients", "note"}
     assert own["progress"]["step"] == 4
 
 
 def test_weights_alone_are_a_smaller_file(tmp_path: Path) -> None:
     content = torch.load(saved(tmp_path, weights_only=True), weights_only=True)
     assert set(content) >= KEYS
-    assert not TRAINING_KEYS & set(content)
+    assert TRAINING_KEYS & set(content) == {"inazuma"}
+    assert set(content["inazuma"]) == {"note"}
 
 
 def test_a_checkpoint_opens_safely_where_there_is_no_inazuma(tmp_path: Path) -> None:

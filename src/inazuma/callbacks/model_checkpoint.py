@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from inazuma import files
+from inazuma.callbacks import saved
 from inazuma.callbacks.checkpoint import Checkpoint
 from inazuma.callbacks.monitor import check_mode, check_monitor, epoch_end_sees_all, missing_metric
-from inazuma.errors import MisconfigurationException
+from inazuma.callbacks.saved import Saved
+from inazuma.errors import CheckpointNotSaved, MisconfigurationException
 from inazuma.ranks import WarningCache, rank_zero_info, rank_zero_warn
 
 if TYPE_CHECKING:
@@ -52,19 +54,21 @@ def retain(scores: Mapping[str, float], new: float, k: int, mode: str) -> tuple[
     Returns:
         Whether the new file joins, and the paths that leave, worst first; none if it does not join.
     """
-    sign = 1.0 if mode == "min" else -1.0
-
-    def badness(score: float) -> float:
-        return float("inf") if score != score else sign * score
-
     if k == 0:
         return False, []
     surplus = 0 if k == -1 else max(0, len(scores) + 1 - k)
     # more than one leaves only if a resumed run keeps fewer files than the one before
-    leaving = sorted(scores, key=lambda path: badness(scores[path]), reverse=True)[:surplus]
-    if leaving and not badness(new) < badness(scores[leaving[-1]]):
+    leaving = sorted(scores, key=lambda path: badness(scores[path], mode), reverse=True)[:surplus]
+    if leaving and not badness(new, mode) < badness(scores[leaving[-1]], mode):
         return False, []
     return True, leaving
+
+
+def badness(score: float, mode: str) -> float:
+    """Orders scores: lower is better, and NaN is as bad as can be."""
+    if score != score:
+        return float("inf")
+    return score if mode == "min" else -score
 
 
 class ModelCheckpoint(Checkpoint):
@@ -75,7 +79,12 @@ class ModelCheckpoint(Checkpoint):
     metric was not logged yet, it is made as soon as the metric is there. At most one ranked file is written per step.
 
     `best_model_path` and `best_model_score` tell the best file, `last_model_path` the newest, `best_k_models` all kept
-    ones with their scores.
+    ones with their scores. They hold over all resumes of a run. Each file's note says which run and which callback
+    wrote it, under which name and with which score (`callbacks.saved`): a resumed run finds its files by them, and no
+    other file is written over or removed.
+
+    A file that cannot be written (a full disk, a quota, an error of a store) is warned of and does not end training:
+    what was there stays, and the next save is tried as usual.
 
     Args:
         dirpath: where to save, a local path or an address for fsspec. Default: `checkpoints` in the first logger's
@@ -164,6 +173,9 @@ class ModelCheckpoint(Checkpoint):
         self._ranked_step = 0  # global step of the newest ranked file; nothing is saved before the first step
         self._last_step = 0  # global step in `last`
         self._newest = ""  # the newest file beside `last`
+        self._runs: set[str] = set()  # the runs that this callback saved for; a resume has the id of the run before
+        self._saved: dict[str, Saved] = {}  # what this callback keeps, by path
+        self._surplus: list[str] = []  # files found at a resume that are not among the best any more
         self._interval_began_s: float | None = None  # monotonic clock; None before training
         self._warnings = WarningCache()
 
@@ -202,17 +214,19 @@ class ModelCheckpoint(Checkpoint):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave. From another directory only `best_model_path` is taken."""
+        """Take back what `state_dict` gave. From another directory only the best is taken, its path and score."""
         self.best_model_path = state_dict["best_model_path"]
+        self.best_model_score = state_dict.get("best_model_score", self.best_model_score)
         saved_in = state_dict.get("dirpath", self.dirpath)
         if saved_in != self.dirpath:
             rank_zero_warn(
                 f"The checkpoint was saved by a ModelCheckpoint in {saved_in!r}, and this run saves in "
-                f"{self.dirpath!r}. Of its state only `best_model_path` is taken: the ranking starts anew, and files "
-                "in the other directory are left alone. Give the same `dirpath` to continue the ranking."
+                f"{self.dirpath!r}. Of its state only `best_model_path` and `best_model_score` are taken: files of the "
+                f"run in {self.dirpath!r} are ranked among themselves, and those in the other directory are left "
+                "alone. Give the same `dirpath` to continue the ranking."
             )
             return
-        for name in ("best_model_score", "current_score", "best_k_models", "kth_best_model_path", "last_model_path"):
+        for name in ("current_score", "best_k_models", "kth_best_model_path", "last_model_path"):
             setattr(self, name, state_dict.get(name, getattr(self, name)))
         self.kth_value = state_dict.get("kth_value", self.kth_value)
 
@@ -224,6 +238,9 @@ class ModelCheckpoint(Checkpoint):
         self.dirpath = dirpath
         if stage == "fit":
             self._interval_began_s = None
+            if trainer.is_global_zero:
+                for folder in self._folders(dirpath):
+                    files.remove_leftovers(folder)
             self._warn_of_other_files(trainer, dirpath)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -231,6 +248,9 @@ class ModelCheckpoint(Checkpoint):
         self._has_validated = self._is_postponed = False
         self._ranked_step = self._last_step = 0  # what an earlier run saved says nothing about the steps of this one
         self._due_step = trainer.global_step  # a resumed run continues behind the batch that made this step
+        self._runs.add(trainer.run_id)
+        if trainer.ckpt_path:
+            self._take_up(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -252,15 +272,35 @@ class ModelCheckpoint(Checkpoint):
         if self._is_postponed:
             self._tell_missing(self._metrics(trainer))
         if self.save_last and not self._has_saved(trainer):
-            self._save(trainer, ranks=False)
+            self._save(trainer, "last")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         is_training = self._interval_began_s is not None
-        if self.save_on_exception and is_training and not self._is_off(trainer) and not self._has_saved(trainer):
-            metrics = self._metrics(trainer)
-            path = self._free_path(trainer, metrics)
-            self._write(trainer, metrics, path)
+        if not (self.save_on_exception and is_training) or self._is_off(trainer) or self._has_saved(trainer):
+            return
+        if path := self._save(trainer, "exception"):
             rank_zero_info(f"{type(exception).__name__} ended training. The state at that time is in {path!r}.")
+
+    def save_now(self, trainer: Trainer, kind: str) -> str:
+        """Write the newest state as `last`, whatever `save_last` says, for a run that has to end here.
+
+        The file holds all that a resume needs, also with `save_weights_only`.
+
+        Args:
+            trainer: the one that trains.
+            kind: why it is written, for the file's note, as "signal".
+
+        Returns:
+            The path of the file with the state of this step, which may have been there already. "" where nothing is
+            saved: outside of training, in the sanity check, with `fast_dev_run`, and after a warning if it fails.
+        """
+        if self._interval_began_s is None or self._is_off(trainer):
+            return ""
+        if trainer.global_step == self._last_step:
+            return self.last_model_path
+        if trainer.global_step == self._ranked_step and not self.save_weights_only:
+            return self._newest
+        return self._save(trainer, kind, now=True)
 
     # When
 
@@ -279,7 +319,7 @@ class ModelCheckpoint(Checkpoint):
             if is_due:
                 self._is_postponed = self._must_wait(trainer)
                 if not (self._is_postponed and trainer.validation_follows):
-                    self._save(trainer, ranks=not self._is_postponed)  # `last` needs no metric
+                    self._save(trainer, "last" if self._is_postponed else "best")  # `last` needs no metric
             return
         # after validation a metric that is still missing will not come: say so rather than wait for ever
         is_final = self._has_validated and moment is self._epoch_moment(trainer)
@@ -325,43 +365,90 @@ class ModelCheckpoint(Checkpoint):
 
     # What to keep
 
-    def _save(self, trainer: Trainer, ranks: bool = True) -> None:
-        """Write the state as a ranked file, if `ranks` and it belongs to the best, and as `last`."""
-        metrics = self._metrics(trainer)
+    def _save(self, trainer: Trainer, kind: str = "best", now: bool = False) -> str:
+        """Write the state as a file of its own, if it is to have one, and as `last`.
+
+        Each file tells of all that are kept then, so that its place is found before its first byte is written. What
+        leaves for it goes only when it is whole; if it cannot be written, all is as before.
+
+        Args:
+            trainer: the one that trains.
+            kind: "best" writes a ranked file if the state is among the best, "exception" a file that is not ranked,
+                "last" none but `last`.
+            now: write `last` only, for a resume, and whatever `save_last` says; `kind` is for its note.
+
+        Returns:
+            The file written, `last` if both; "" if none was, after a warning if the disk or the store did not take it.
+        """
+        step, metrics, previous = trainer.global_step, self._metrics(trainer), self.last_model_path
+        path, written, leaving, obsolete = "", "", list[str](), list[str]()
         before = vars(self).copy()
         try:
-            ranked, obsolete = "", list[str]()
-            if ranks and trainer.global_step != self._ranked_step:
-                ranked, obsolete = self._rank(trainer, metrics)
-            obsolete += self._write(trainer, metrics, ranked)
-        except BaseException:  # a file that was not written must not be called the best
+            if kind == "best" and not now and step != self._ranked_step:
+                path, leaving = self._rank(trainer, metrics)
+            elif kind == "exception" and not now:
+                leaving = self._again(trainer, kind)
+                path = self._free_path(trainer, metrics, leaving)
+            links = self.save_last == "link" and not now and bool(path or self._newest)
+            writes_last = now or (bool(self.save_last) and not links and step != self._last_step)
+            if writes_last or (links and path):
+                self.last_model_path = self._free_path(trainer, metrics, [previous], self.CHECKPOINT_NAME_LAST)
+            if path:
+                self._write(trainer, metrics, path, kind, self.save_weights_only, without=leaving)
+                self._newest, self._ranked_step, written = path, step, path
+                obsolete += leaving
+                before = {**vars(self), "last_model_path": previous}  # this much is whole
+            if writes_last:
+                weights_only = self.save_weights_only and not now
+                last_kind = kind if now else "last"
+                self._write(trainer, metrics, self.last_model_path, last_kind, weights_only, without=[previous])
+                self._last_step, written = step, self.last_model_path
+            elif links and path:
+                _link(trainer, path, self.last_model_path)
+            obsolete.append(previous)
+        except BaseException as error:  # a file that was not written must not be called the best
             vars(self).update(before)
-            raise
-        for path in obsolete:  # after all new files are there
-            if self._may_remove(trainer, path):
-                trainer.strategy.remove_checkpoint(path)
+            if not isinstance(error, CheckpointNotSaved):
+                raise
+            ends = now or kind == "exception"
+            rank_zero_warn(f"{error}{'' if ends else ' Training goes on, and the next save is tried as usual.'}")
+        if written:
+            obsolete, self._surplus = obsolete + self._surplus, []
+        for other in obsolete:  # after all new files are there
+            if other != path:
+                self._remove(trainer, other)
+        return written
 
     def _rank(self, trainer: Trainer, metrics: dict[str, Tensor]) -> tuple[str, list[str]]:
         """Find the place of the present state among the best; "" if it has none. Also returns who leaves for it."""
         leaving: list[str] = []
         if self.save_top_k == 0:
             return "", leaving
+        again = self._again(trainer, "best")
         if self.monitor is None:
-            leaving = [self.best_model_path]
+            leaving = [self.best_model_path, *again]
             self.best_model_path = self._free_path(trainer, metrics, leaving)
-            return self.best_model_path, leaving if self.save_top_k == 1 else []
+            return self.best_model_path, leaving if self.save_top_k == 1 else again
         if self.monitor not in metrics:
             self._tell_missing(metrics)
             return "", leaving
         score = metrics[self.monitor]
-        if not self.check_monitor_top_k(trainer, score):
+        if again and again[0] in self.best_k_models:
+            # The run was resumed before this step and comes here once more; if it is exact, with the same score.
+            leaving = again
+            is_worse = badness(score.item(), self.mode) > badness(float(self.best_k_models[again[0]]), self.mode)
+            joins = trainer.strategy.reduce_boolean_decision(not is_worse)
+        else:
+            _, leaving = retain(_as_floats(self.best_k_models), score.item(), self.save_top_k, self.mode)
+            leaving += again
+            joins = self.check_monitor_top_k(trainer, score)
+        if not joins:
             if self.verbose:
                 rank_zero_info(
                     f"Epoch {trainer.current_epoch}, global step {trainer.global_step}: {self.monitor!r} was "
                     f"{score.item():g}, not in top {self.save_top_k}"
                 )
-            return "", leaving
-        _, leaving = retain(_as_floats(self.best_k_models), score.item(), self.save_top_k, self.mode)
+            return "", []
         path = self._free_path(trainer, metrics, leaving)
         self.current_score = self._worst_score if torch.isnan(score) else score
         kept = {old: value for old, value in self.best_k_models.items() if old not in leaving}
@@ -377,11 +464,20 @@ class ModelCheckpoint(Checkpoint):
     def _find_best_and_kth(self) -> None:
         scores = _as_floats(self.best_k_models)
         best, worst = (min, max) if self.mode == "min" else (max, min)
-        self.best_model_path = best(scores, key=scores.__getitem__)
-        self.best_model_score = self.best_k_models[self.best_model_path]
+        best_here = best(scores, key=scores.__getitem__)
+        # The best of all may lie in another directory, where an earlier part of the run saved.
+        elsewhere = None if self._is_inside(self.best_model_path) else self.best_model_score
+        if elsewhere is None or best(float(elsewhere), scores[best_here]) != float(elsewhere):
+            self.best_model_path, self.best_model_score = best_here, self.best_k_models[best_here]
         if self.save_top_k in (-1, len(scores)):
             self.kth_best_model_path = worst(scores, key=scores.__getitem__)
             self.kth_value = self.best_k_models[self.kth_best_model_path]
+
+    def _again(self, trainer: Trainer, kind: str) -> list[str]:
+        """The file that this run wrote at this step before it was resumed from an earlier one; empty without."""
+        at = (kind, trainer.run_id, trainer.global_step)
+        found = [path for path, file in self._saved.items() if at == (file.kind, file.run, file.step)]
+        return [path for path in found if not self._is_last(path)][:1]
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         """Whether a state with the score `current` belongs to the best `save_top_k`, in the view of all ranks."""
@@ -400,8 +496,8 @@ class ModelCheckpoint(Checkpoint):
     def _tell_missing(self, metrics: Mapping[str, Tensor]) -> None:
         assert self.monitor is not None
         message = missing_metric("ModelCheckpoint", self.monitor, metrics)
-        if self._has_validated:
-            raise MisconfigurationException(message)
+        if self._has_validated and self.current_score is None and self.best_model_score is None:
+            raise MisconfigurationException(message)  # never seen: a mistake rather than a value left out for once
         self._warnings.warn(f"{message} No file was saved for it.")
 
     # Where
@@ -479,10 +575,16 @@ class ModelCheckpoint(Checkpoint):
         """The path to write to: with a version where a file stands already that is not one of those to replace."""
         path = self.format_checkpoint_name(metrics, filename)
         version = self.STARTING_VERSION
-        while self._enable_version_counter and path not in replaces and self.file_exists(path, trainer):
+        while self._enable_version_counter and self._is_taken(trainer, path, replaces):
             path = self.format_checkpoint_name(metrics, filename, ver=version)
             version += 1
         return path
+
+    def _is_taken(self, trainer: Trainer, path: str, replaces: Sequence[str]) -> bool:
+        """Whether a file stands there that is not one to replace, or was put in the place of that one by others."""
+        if not self.file_exists(path, trainer):
+            return False
+        return path not in replaces or not trainer.strategy.broadcast(trainer.is_global_zero and self._is_ours(path))
 
     def file_exists(self, filepath: files.PathLike, trainer: Trainer) -> bool:
         """Whether rank 0 sees a file or directory there; the same answer on all ranks."""
@@ -490,11 +592,26 @@ class ModelCheckpoint(Checkpoint):
 
     def find_last_checkpoints(self, trainer: Trainer) -> set[str]:
         """All files named like `last` in the directory of this callback, for `ckpt_path="last"`."""
+        return {path for path in files.listdir(self.dirpath or self._default_dirpath(trainer)) if self._is_last(path)}
+
+    def find_checkpoints(self, trainer: Trainer) -> list[str]:
+        """All files with the extension of this callback in its directory, whoever wrote them."""
+        folders = self._folders(self.dirpath or self._default_dirpath(trainer))
+        return [path for folder in folders for path in files.listdir(folder) if path.endswith(self.FILE_EXTENSION)]
+
+    def _is_last(self, path: str) -> bool:
+        """Whether a file is named like `last`."""
         last = _FIELD.split(self.CHECKPOINT_NAME_LAST)[::3]  # the text between the fields
         stem = ".*".join(re.escape(text) for text in last) + rf"({re.escape(self.CHECKPOINT_JOIN_CHAR)}v?\d+)?"
-        dirpath = self.dirpath or self._default_dirpath(trainer)
-        pattern = re.compile(stem + re.escape(self.FILE_EXTENSION))
-        return {path for path in files.listdir(dirpath) if pattern.fullmatch(os.path.basename(path))}
+        return re.fullmatch(stem + re.escape(self.FILE_EXTENSION), os.path.basename(path)) is not None
+
+    def _folders(self, dirpath: str) -> list[str]:
+        """The directory, and those below it that `filename` names."""
+        level, folders = [dirpath], [dirpath]
+        for _ in range((self.filename or "").count("/")):
+            level = [path for folder in level for path in files.listdir(folder) if files.isdir(path)]
+            folders += level
+        return folders
 
     def to_yaml(self, filepath: files.PathLike | None = None) -> None:
         """Write `best_k_models` as YAML: one line with path and score for each.
@@ -515,66 +632,183 @@ class ModelCheckpoint(Checkpoint):
 
     # Files
 
-    def _write(self, trainer: Trainer, metrics: Mapping[str, Tensor], path: str) -> list[str]:
-        """Write the state to `path` ("" for not), and as `last` where that is wanted.
+    def _write(
+        self,
+        trainer: Trainer,
+        metrics: Mapping[str, Tensor],
+        path: str,
+        kind: str,
+        weights_only: bool,
+        without: Sequence[str],
+    ) -> None:
+        """Write one file, with a note of what it is and which others are kept: all that are known but those `without`.
 
-        Both names are known before the first byte is written, so that each file's own state tells of both.
-
-        Returns:
-            The files that are not needed any more.
+        Raises:
+            CheckpointNotSaved: the disk or the store did not take it; on all ranks.
         """
-        step = trainer.global_step
-        links = self.save_last == "link" and bool(path or self._newest)
-        writes_last = bool(self.save_last) and not links and step != self._last_step
-        previous = self.last_model_path
-        if writes_last or (links and path):
-            self.last_model_path = self._free_path(trainer, metrics, [previous], self.CHECKPOINT_NAME_LAST)
-        if path:
-            self._write_file(trainer, path)
-            self._newest, self._ranked_step = path, step
-        if writes_last:
-            self._write_file(trainer, self.last_model_path)
-            self._last_step = step
-        elif links and path:
-            _link(trainer, path, self.last_model_path)
-        return [previous]
-
-    def _write_file(self, trainer: Trainer, path: str) -> None:
-        trainer.save_checkpoint(path, self.save_weights_only)
+        score = metrics.get(self.monitor or "")
+        kept = [file for other, file in self._saved.items() if other not in (path, *without)]
+        trainer.checkpoint_note = {
+            "kind": kind,
+            "time": time.time(),
+            "name": self._name(path),
+            "callback": self.state_key,
+            "monitor": self.monitor,
+            "mode": self.mode,
+            "score": _as_json(score),
+            "best": {"name": self._name(self.best_model_path), "score": _as_json(self.best_model_score)},
+            "kept": [
+                {"name": self._name(file.path), "kind": file.kind, "global_step": file.step}
+                | {"score": file.note.get("score"), "sha256": file.sha256}
+                for file in kept
+            ],
+        }
+        failure: OSError | None = None
+        try:
+            trainer.save_checkpoint(path, weights_only)
+        except OSError as error:
+            failure = error
+        finally:
+            note, trainer.checkpoint_note = trainer.checkpoint_note, {}
+        told = None if failure is None else str(failure)
+        if failure is not None and not isinstance(failure, CheckpointNotSaved):  # of a CheckpointIO of the user's
+            told = f"{path} was not saved: {failure!r}."
+        if (told := trainer.strategy.broadcast(told)) is not None:
+            raise CheckpointNotSaved(told) from failure
+        file = saved.read(path)
+        if file is None or file.time_s != note["time"]:  # its store keeps no notes, or is still at it
+            file = Saved(path, {"run": trainer.run_id, "global_step": trainer.global_step, **note}, note["time"])
+        self._saved = {**self._saved, path: file}
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.after_save_checkpoint(weakref.proxy(self))
 
-    def _may_remove(self, trainer: Trainer, path: str) -> bool:
-        """Whether a file that left the ranking goes: not if it is in use, or not this run's to remove."""
-        if not path or path in {*self.best_k_models, self.best_model_path, self.last_model_path}:
-            return False
-        if not files.is_local(path):
-            return True
-        if trainer.ckpt_path and files.resolve(trainer.ckpt_path) == files.resolve(path):
-            return False  # the run was resumed from it
+    def _name(self, path: str) -> str:
+        """A path as seen from `dirpath`, which may have moved when somebody reads this."""
         assert self.dirpath is not None
-        return Path(self.dirpath).absolute() in Path(path).absolute().parents
+        if not path or not files.is_local(path):
+            return path.removeprefix(self.dirpath.rstrip("/") + "/")
+        return os.path.relpath(path, self.dirpath).replace(os.sep, "/")
+
+    def _wrote(self, file: Saved) -> bool:
+        """Whether a file's note says that this callback wrote it, for this run and to this place."""
+        note, name = file.note, self._name(file.path)
+        is_link = self.save_last == "link" and self._is_last(file.path)  # has the note of what it points to
+        is_here = is_link or note.get("name") == name
+        return file.run in self._runs and note.get("callback") == self.state_key and is_here
+
+    def _is_ours(self, path: str) -> bool:
+        """Whether the file that stands at `path` now is this run's to write over and to remove."""
+        file, known = saved.read(path), self._saved.get(path)
+        if file is None or not file.note:  # no notes are kept there: what was written there is taken to be there still
+            return known is not None and known.sha256 is None
+        return self._wrote(file)
+
+    def _take_up(self, trainer: Trainer) -> None:
+        """Find what this run has left in the directory: the best of it stay, whichever file it was resumed from."""
+        found: list[Saved] = []
+        if trainer.is_global_zero:
+            all_files = map(saved.read, self.find_checkpoints(trainer))
+            found = [file for file in all_files if file is not None and self._wrote(file)]
+            found += self._without_notes(trainer, {file.path for file in found})
+        oldest_first = trainer.strategy.broadcast(sorted(found, key=lambda file: (file.step, file.time_s)))
+        self._saved = {file.path: file for file in oldest_first}
+        lasts = [path for path in self._saved if self._is_last(path)]
+        ranked = {path: file for path, file in self._saved.items() if file.kind == "best" and path not in lasts}
+        if lasts:
+            self.last_model_path = lasts[-1]
+        is_elsewhere = not self._is_inside(self.best_model_path) and files.exists(self.best_model_path)
+        if self.best_model_path not in ranked and not trainer.strategy.broadcast(is_elsewhere):
+            self.best_model_path, self.best_model_score = "", None
+        if self.monitor is None:
+            kept = list(ranked)[-1:]
+            self.best_model_path = kept[0] if kept else self.best_model_path
+        else:
+            scores = {path: _as_tensor(file.score, self._worst_score) for path, file in ranked.items()}
+            best_first = sorted(scores, key=lambda path: badness(float(scores[path]), self.mode))
+            kept = best_first if self.save_top_k < 1 else best_first[: self.save_top_k]
+            self.best_k_models = {path: score for path, score in scores.items() if path in kept}
+            self.kth_best_model_path, self.kth_value = "", self._worst_score
+            if self.best_k_models:
+                self._find_best_and_kth()
+        keeps_all = self.save_top_k < 1
+        self._surplus = lasts[:-1] + [path for path in ranked if path not in kept and not keeps_all]
+
+    def _without_notes(self, trainer: Trainer, found: set[str]) -> list[Saved]:
+        """Files that the loaded state names and that have no notes: of Lightning, or of a CheckpointIO without any."""
+        source = saved.read(files.resolve(trainer.ckpt_path))
+        others = source.note.get("kept", []) if source is not None else []
+        bare = {other["name"] for other in others if other["sha256"] is None}
+        named = {self.last_model_path: None, self.best_model_path: self.best_model_score, **self.best_k_models}
+        result = []
+        for path, score in named.items():
+            may_be_bare = source is None or not source.note or self._name(path) in bare
+            if path and path not in found and self._is_inside(path) and may_be_bare:
+                file = saved.read(path)
+                if file is None or not file.note:
+                    kind = "last" if path == self.last_model_path else "best"
+                    result.append(Saved(path, {"kind": kind, "score": _as_json(score)}, file.time_s if file else 0.0))
+        return result
+
+    def _is_inside(self, path: str) -> bool:
+        """Whether a path is in the directory of this callback."""
+        assert self.dirpath is not None
+        if files.is_local(path):
+            return Path(self.dirpath).absolute() in Path(path).absolute().parents
+        return path.startswith(self.dirpath.rstrip("/") + "/")
+
+    def _remove(self, trainer: Trainer, path: str) -> None:
+        """Remove a file that left the ranking, unless it is in use, or not this run's to remove."""
+        if not path or path in {*self.best_k_models, self.best_model_path, self.last_model_path}:
+            return
+        is_source = bool(trainer.ckpt_path) and files.resolve(trainer.ckpt_path) == files.resolve(path)
+        may = not is_source and self._is_inside(path) and trainer.is_global_zero and self._is_ours(path)
+        self._saved = {other: file for other, file in self._saved.items() if other != path}
+        if trainer.strategy.broadcast(may):
+            try:
+                trainer.strategy.remove_checkpoint(path)
+            except OSError as error:
+                rank_zero_warn(f"ModelCheckpoint does not need {path} any more, but could not remove it: {error}")
 
 
 def _link(trainer: Trainer, target: str, link: str) -> None:
-    """Put a relative link to `target` in place of `link`, or a copy where links are not allowed."""
+    """Put a relative link to `target` in place of `link`, or a copy where links are not allowed.
+
+    Raises:
+        CheckpointNotSaved: neither can be made; on rank 0.
+    """
     if trainer.is_global_zero:
         temporary = f"{link}.tmp"
-        files.remove(temporary)  # of a process that was killed here
         try:
-            os.symlink(os.path.relpath(target, os.path.dirname(link)), temporary)
-        except OSError:  # Windows without the right to make links
-            copy = shutil.copytree if os.path.isdir(target) else shutil.copy
-            copy(target, temporary)
-        if os.path.isdir(link) and not os.path.islink(link):
-            files.remove(link)
-        os.replace(temporary, link)
+            files.remove(temporary)  # of a process that was killed here
+            try:
+                os.symlink(os.path.relpath(target, os.path.dirname(link)), temporary)
+            except OSError:  # Windows without the right to make links
+                copy = shutil.copytree if os.path.isdir(target) else shutil.copy
+                copy(target, temporary)
+            if os.path.isdir(link) and not os.path.islink(link):
+                files.remove(link)
+            os.replace(temporary, link)
+        except OSError as error:
+            files.remove(temporary)
+            raise CheckpointNotSaved(f"{link} does not point to {target}: {error}.") from error
     trainer.strategy.barrier("ModelCheckpoint link")
 
 
 def _as_floats(scores: Mapping[str, Tensor]) -> dict[str, float]:
     return {path: float(score) for path, score in scores.items()}
+
+
+def _as_json(score: Tensor | None) -> int | float | str | None:
+    return None if score is None else saved.as_json(score.item())
+
+
+def _as_tensor(score: int | float | None, worst: Tensor) -> Tensor:
+    """A score as it was logged: a note has the digits of a float32, or of a float64 where those are more."""
+    if score is None or score != score:
+        return worst
+    short = torch.tensor(score)
+    return short if short.item() == score else torch.tensor(score, dtype=torch.float64)
 
 
 def _check_arguments(monitor: str | None, save_last: object, save_top_k: int, mode: str) -> None:

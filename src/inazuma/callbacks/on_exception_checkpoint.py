@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from inazuma import files
 from inazuma.callbacks.checkpoint import Checkpoint
+from inazuma.ranks import rank_zero_warn
 
 if TYPE_CHECKING:
     from inazuma.module import LightningModule
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 class OnExceptionCheckpoint(Checkpoint):
     """Save a checkpoint when `fit` ends by an exception, and remove it when a later `fit` ends well.
+
+    A file that cannot be written (a full disk, an error of a store) is warned of: the exception is what counts.
 
     While this callback is there, `trainer.fit(model)` without `ckpt_path` continues from the newest of this file and
     the `last` files.
@@ -41,6 +44,10 @@ class OnExceptionCheckpoint(Checkpoint):
         """The file to write."""
         return files.join(self.dirpath, self.filename + self.FILE_EXTENSION)
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.is_global_zero:
+            files.remove_leftovers(self.dirpath)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._is_training = True
 
@@ -48,7 +55,13 @@ class OnExceptionCheckpoint(Checkpoint):
         # What fails before training, as a resume may, has nothing new to save, and must not write over what is there.
         if self._is_training:
             self._is_training = False
-            trainer.save_checkpoint(self.ckpt_path)
+            trainer.checkpoint_note = {"kind": "exception"}
+            try:
+                trainer.save_checkpoint(self.ckpt_path)
+            except OSError as error:
+                rank_zero_warn(f"OnExceptionCheckpoint(dirpath={str(self.dirpath)!r}): {error}")
+            finally:
+                trainer.checkpoint_note = {}
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":

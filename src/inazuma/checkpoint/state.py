@@ -10,7 +10,8 @@ besides stands under the one key "inazuma":
     <precision class>, <datamodule class>              theirs, where they have any
     hparams_name, hyper_parameters, datamodule_…       arguments of `__init__`
     inazuma                                            position, random generators, loaders, logged values, gradients;
-                                                       with `Trainer(bad_steps=...)`, what a window that is open did
+                                                       with `Trainer(bad_steps=...)`, what a window that is open did;
+                                                       the note on the file (callbacks/saved.py)
 """
 
 from __future__ import annotations
@@ -166,7 +167,9 @@ def restore_training(run: Run, checkpoint: dict[str, Any], path: Any) -> None:
 
 def _restore_position(run: Run, checkpoint: dict[str, Any], path: Any) -> None:
     own = checkpoint.get("inazuma")
-    if own is None:
+    if own is not None and "note" in own:
+        run.id = own["note"]["run"]
+    if own is None or set(own) == {"note"}:  # of Lightning, or weights only
         if "loops" in checkpoint:
             from_loops(checkpoint["loops"], checkpoint, run)
     else:

@@ -22,6 +22,7 @@ from inazuma.errors import MisconfigurationException, PossibleUserWarning
 from inazuma.progress import Limits, batches_of, length_of
 from inazuma.ranks import rank_zero_warn
 from inazuma.seed import pl_worker_init_function
+from inazuma.signals import WorkerInit, shielding
 
 if TYPE_CHECKING:
     from inazuma.run import Run
@@ -49,6 +50,7 @@ class Loaders:
         self.batches: list[int | float] = []  # to take of each part
         self.seen: list[int] = []  # batches evaluated of each part, in this run
         self.opened_in_epoch: int | None = None
+        self._theirs: list[tuple[DataLoader[Any], Any, Any]] = []  # loaders, with how they start workers without a run
 
     @property
     def hook(self) -> str:
@@ -98,6 +100,7 @@ class Loaders:
         return self.num_batches > 0 if self.stage == "train" else sum(self.batches) > 0
 
     def _ask(self, run: Run) -> None:
+        self.close()
         loaders = self.given
         if self.owner is not None:
             loaders = run.hooks.call(self.hook, getattr(self.owner, self.hook))
@@ -111,7 +114,6 @@ class Loaders:
             combined.flattened = self.parts
             if not isinstance(loaders, CombinedLoader):
                 self.loaders = combined.iterables
-        self.close()
         self.walks = [Part(part, self.name) if self.exact else PlainPart(part) for part in self.parts]
         self.seen = [0] * max(len(self.parts), 1)
         self.batches = [self._length(part) for part in self.parts]
@@ -144,6 +146,10 @@ class Loaders:
             return loader
         if os.environ.get("PL_SEED_WORKERS", "0") == "1" and loader.num_workers and loader.worker_init_fn is None:
             loader.worker_init_fn = partial(pl_worker_init_function, rank=run.strategy.global_rank)
+        if loader.num_workers and not isinstance(loader.worker_init_fn, WorkerInit):
+            self._theirs.append((loader, loader.worker_init_fn, loader.multiprocessing_context))
+            loader.worker_init_fn = WorkerInit(loader.worker_init_fn)
+            loader.multiprocessing_context = shielding(loader.multiprocessing_context)
         is_map_style = not isinstance(loader.dataset, IterableDataset)
         if self.stage in ("train", "val") and self.limits.overfit_batches > 0 and run.is_fitting:
             if is_map_style and not isinstance(loader.sampler, SequentialSampler):
@@ -204,9 +210,12 @@ class Loaders:
             yield 0, rows if math.isinf(batches) else islice(rows, int(batches))
 
     def close(self) -> None:
-        """End worker processes that live on between passes."""
+        """End worker processes that live on between passes, and leave the user's loaders as they were."""
         for walk in self.walks:
             walk.close()
+        for loader, worker_init_fn, context in self._theirs:
+            loader.worker_init_fn, loader.multiprocessing_context = worker_init_fn, context
+        self._theirs = []
 
 
 def _unshuffled(loader: DataLoader[Any]) -> DataLoader[Any]:
