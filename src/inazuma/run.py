@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -232,10 +233,11 @@ class Run:
             self.step = partial(self._automatic_step(self.optimizers[0]), self.optimizers[0])
 
     def _automatic_step(self, optimizer: Optimizer) -> Callable[..., Any]:
-        return partial(self.precision.step, ready=partial(loop.before_step, self, optimizer))
+        # weak, like the next: the run holds these functions
+        return partial(self.precision.step, ready=partial(loop.before_step, weakref.proxy(self), optimizer))
 
     def _manual_step(self, optimizer: Optimizer) -> Callable[..., Any]:
-        return partial(loop.manual_step, self)
+        return partial(loop.manual_step, weakref.proxy(self))
 
     def evaluation_step(self, name: str) -> Callable[..., Any]:
         """A step of the module as a function of `(batch, batch_idx)`, or `(batch, batch_idx, dataloader_idx)`."""
@@ -267,6 +269,14 @@ class Run:
                     f"You provided only a single `{loaders.hook}`, but have included `dataloader_idx` in {where}. "
                     "Remove it, or write `dataloader_idx=0`."
                 )
+
+    def let_go(self) -> None:
+        """The run is over: leave nothing that keeps module and Trainer alive."""
+        self.hooks.let_go()
+        self.module.attach_logbook(None)
+        for callback in self.callbacks:
+            for name in ("log", "log_dict"):
+                vars(callback).pop(name, None)
 
     @staticmethod
     def to_cpu(output: Any) -> Any:
