@@ -32,6 +32,7 @@ from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from inazuma.errors import CheckpointError
 from inazuma.files import PathLike, open_for_reading
 from inazuma.ranks import WarningCache, rank_zero_warn
 
@@ -417,13 +418,14 @@ def init_arguments(
     Raises:
         TypeError: `__init__` requires an argument that is in neither. The message says why and what to pass.
         ValueError: `hparams_file` has another ending.
+        CheckpointError: what the file holds as hyper-parameters are none.
     """
     parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
     by_name = {p.name: p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     stored, missing = _stored_arguments(cls, checkpoint, hparams_file)
     name = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_NAME)
     missing = {place: what for place, what in missing.items() if place[0] not in overrides}
-    if name in by_name:  # all of them came in one dictionary
+    if isinstance(name, str) and name in by_name:  # all of them came in one dictionary
         is_omegaconf = "DictConfig" in str(checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_TYPE))
         stored = {name: _REBUILD["OmegaConf" if is_omegaconf else "AttributeDict"]({**stored, **overrides})}
         missing = {(name, *place): what for place, what in missing.items() if name not in overrides}
@@ -449,9 +451,24 @@ def _stored_arguments(
     """The hyper-parameters of a checkpoint, in their own form, or of the file that replaces them; what is missing."""
     if hparams_file is not None:
         return read_hparams_file(hparams_file), {}
+    try:
+        return _read_stored(cls, checkpoint)
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{cls.__name__}.load_from_checkpoint: the hyper-parameters under {cls.CHECKPOINT_HYPER_PARAMS_KEY!r} "
+            f"cannot be read ({error!r}): the file is damaged, or something else wrote it. "
+            "`hparams_file=...` gives them from another file."
+        ) from error
+
+
+def _read_stored(cls: type[HyperparametersMixin], checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], Missing]:
     stored = _as_dict(checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY) or {})
     notes = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_NOTES) or {"forms": {}, "missing": {}}
     missing = dict(notes["missing"])
+    if wrong := [name for name in stored if not isinstance(name, str) or name == "self"]:
+        raise TypeError(f"{wrong} cannot be names of arguments")
+    if not all(isinstance(place, tuple) and place for place in (*missing, *notes["forms"])):
+        raise TypeError("the notes about them name no places")
     _drop_cli_keys(cls, stored)
     values = {name: _from_plain(value, (name,), notes["forms"]) for name, value in stored.items()}
     _restore_enums(cls, values, notes["forms"], missing)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from inazuma.data.batches import Batches
 from inazuma.data.loaders import Loaders, request_error
 from inazuma.data.transfer import Transfer, make_transfer
 from inazuma.datahooks import DataHooks
-from inazuma.errors import MisconfigurationException, PossibleUserWarning
+from inazuma.errors import CheckpointError, MisconfigurationException, PossibleUserWarning
 from inazuma.hooks import EVENTS, INSIDE_A_BATCH, Hooks, check_call, check_hooks, mentions, overrides
 from inazuma.logbook import Logbook, Results
 from inazuma.module import LightningModule
@@ -213,12 +213,14 @@ class Run:
         """Take up the logged values of the run that is resumed, after the sanity check."""
         if self.resume is not None:
             find: Callable[[str], Any] = self.module.get_submodule
-            self.logbook.load_state_dict(self.resume["logbook"], self.training_results, find)
+            with _readable("logged values"):
+                self.logbook.load_state_dict(self.resume["logbook"], self.training_results, find)
 
     def restore_rng(self) -> None:
         """Take up the random generators of the run that is resumed, as the last thing before training goes on."""
         if self.resume is not None:
-            restore_rng(self.resume["rng"])
+            with _readable("random generators"):
+                restore_rng(self.resume["rng"])
             self.resume = None
 
     def set_optimizers(self, optimizers: Sequence[Optimizer]) -> None:
@@ -282,6 +284,17 @@ class Run:
     def to_cpu(output: Any) -> Any:
         """Predictions are kept on the CPU, where there is room."""
         return recursive_detach(output, to_cpu=True)
+
+
+@contextmanager
+def _readable(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"The {what} in the checkpoint that this run resumes from cannot be read ({error!r}): it is damaged, or "
+            "something else wrote it. Its weights can be loaded with `load_from_checkpoint`."
+        ) from error
 
 
 def takes_index(step: Callable[..., Any]) -> bool:

@@ -105,6 +105,11 @@ def restore_module(run: Run, checkpoint: dict[str, Any], path: Any) -> None:
     if "callbacks" not in checkpoint:  # weights only
         return
     states: Mapping[Any, Any] = checkpoint["callbacks"]
+    if not isinstance(states, Mapping):
+        raise CheckpointError(
+            f"Checkpoint {path} holds a {type(states).__name__} as the states of callbacks, not a dictionary: it is "
+            "damaged, or something else wrote it. Its weights can be loaded with `load_from_checkpoint`."
+        )
     for callback in run.callbacks:
         hooks.call("on_load_checkpoint", callback.on_load_checkpoint, *run.hooks.seen_by_callbacks, checkpoint)
     if not states:
@@ -136,7 +141,7 @@ def restore_training(run: Run, checkpoint: dict[str, Any], path: Any) -> None:
         run.precision.load_state_dict(checkpoint[name])
     try:
         _restore_position(run, checkpoint, path)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
             f"The position in checkpoint {path} cannot be read ({error!r}): it is damaged, or something else wrote it. "
             "Its weights can be loaded with `load_from_checkpoint`."
