@@ -152,9 +152,11 @@ def opcodes(trap: Path) -> dict[str, bytes]:
         "EXT4": b"\x80\x02\x84\x01\x00\x00\x00.",
         "PERSID": b"\x80\x02P" + shell + b"\n.",
         "BINPERSID of another kind": b"\x80\x02(X\x06\x00\x00\x00systemt" + b"Q.",
-        "BINPERSID that is a path": b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x09\x00\x00\x00../victimX\x03"
+        "BINPERSID that is a path": b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+        b"X\x09\x00\x00\x00../victimX\x03"
         b"\x00\x00\x00cpuK\x04tQ.",
-        "a location that is code": b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x0c\x00\x00\x00"
+        "a location that is code": b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+        b"X\x01\x00\x00\x000X\x0c\x00\x00\x00"
         b"__import__()K\x04tQ.",
         "dots in a name": b"\x80\x04\x8c\x05torch\x8c\x0ahub.os.system\x93)R.",
         "a module of torch that imports os": b"\x80\x02ctorch.serialization\nos.system\n" + text + b"\x85R.",

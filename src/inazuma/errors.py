@@ -17,7 +17,7 @@ class MisconfigurationException(Exception):
 
 
 class CheckpointError(Exception):
-    """A checkpoint cannot be read, or does not fit the run that loads it. The message names the file."""
+    """A checkpoint cannot be written or read, or does not fit the run that loads it. The message names the place."""
 
 
 class SIGTERMException(SystemExit):

@@ -4,8 +4,10 @@ build the object again.
 A checkpoint holds plain data only, so that it opens with `torch.load(weights_only=True)` and without inazuma:
 
     as is                numbers, texts, bytes, None, tensors, dtypes, devices; lists, tuples, sets, dictionaries
-    in a plain form      paths, enums, namespaces, dataclasses, numpy's scalars and arrays, OmegaConf's containers
-    not at all           modules, functions, instances of other classes: named in a warning, to be passed when loading
+    in a plain form      paths, enums, namespaces, dataclasses, numpy's scalars and arrays, OmegaConf's containers,
+                         dates and times
+    as a description     modules, functions, instances of other classes: a text of what was there, for readers; named in
+                         a warning, and to be passed when loading
 
 Next to the hyper-parameters lie notes: what had to change its form, and what is missing and why. Nothing that a file
 names is imported or called; the classes to build come from the signature of the class that loads.
@@ -18,6 +20,7 @@ import ast
 import copy
 import csv
 import dataclasses
+import datetime
 import enum
 import inspect
 import io
@@ -40,6 +43,7 @@ Place: TypeAlias = tuple[Any, ...]  # the keys that lead to a value: ("optimizer
 Missing: TypeAlias = dict[Place, str]  # what a checkpoint could not store, and what it was
 
 _PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+_TIMES = (datetime.datetime, datetime.date, datetime.time, datetime.timedelta)
 _BY_CLI = ("_instantiator", "_class_path")  # written by Lightning's CLI
 
 T = TypeVar("T")
@@ -321,6 +325,9 @@ def _to_plain(value: Any, place: Place, forms: dict[Place, str], missing: Missin
     if isinstance(value, pathlib.PurePath):
         forms[place] = "Path"
         return str(value)
+    if type(value) in _TIMES:
+        forms[place] = type(value).__name__
+        return (value.days, value.seconds, value.microseconds) if type(value) is _TIMES[-1] else value.isoformat()
     if _is_omegaconf(value):
         forms[place] = "OmegaConf"
         container = sys.modules["omegaconf"].OmegaConf.to_container(value, resolve=False, enum_to_str=True)
@@ -389,9 +396,20 @@ def _numpy_to_plain(value: Any, place: Place, forms: dict[Place, str]) -> Any:
 
 
 def _describe(value: Any) -> str:
-    """What a person needs to find the object again: "torch.nn.modules.linear.Linear"."""
-    named = value if hasattr(value, "__qualname__") else type(value)
-    return f"{named.__module__}.{named.__qualname__}"
+    """What a person needs to make the object again: "torch.nn.modules.linear.Linear(in_features=3, out_features=1)".
+
+    No code of the object is called: what stands in it under public names, as far as it is short and plain.
+    """
+    if hasattr(value, "__qualname__"):  # a class or function
+        return f"{value.__module__}.{value.__qualname__}"
+    kind, entries = type(value), getattr(value, "__dict__", {})
+    plain = {
+        name: entry
+        for name, entry in entries.items()
+        if not name.startswith("_") and name != "training" and type(entry) in (bool, int, float, str)
+    }
+    shown = ", ".join(f"{name}={entry!r:.60}" for name, entry in list(plain.items())[:8])
+    return f"{kind.__module__}.{kind.__qualname__}" + (f"({shown})" if shown else "")
 
 
 # ---------------------------------------------------------------------------------------------------- load
@@ -528,6 +546,10 @@ _REBUILD: dict[str, Any] = {
     "AttributeDict": AttributeDict,
     "OmegaConf": _omegaconf,
     "frozenset": frozenset,
+    "datetime": datetime.datetime.fromisoformat,
+    "date": datetime.date.fromisoformat,
+    "time": datetime.time.fromisoformat,
+    "timedelta": lambda parts: datetime.timedelta(*parts),
     "ndarray": lambda tensor: tensor.cpu().numpy(),
 }
 

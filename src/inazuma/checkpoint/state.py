@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from inazuma.checkpoint.foreign import from_loops, to_loops
+from inazuma.checkpoint.plain import refuse_objects
 from inazuma.errors import CheckpointError, MisconfigurationException
 from inazuma.files import weights_of
 from inazuma.hparams import dump_hparams
@@ -39,6 +40,9 @@ def gather(run: Run, weights_only: bool = False) -> dict[str, Any]:
     Args:
         run: the run.
         weights_only: leave out what only training needs.
+
+    Raises:
+        CheckpointError: a state, or what a hook added, holds an object that is no plain data; its place is named.
     """
     at, module, datamodule = run.position(), run.module, run.datamodule
     if run.is_inside_batch and run.boundary is None and run.hooks.where != "on_exception":
@@ -80,6 +84,7 @@ def gather(run: Run, weights_only: bool = False) -> dict[str, Any]:
         for callback in run.callbacks:
             run.hooks.call("on_save_checkpoint", callback.on_save_checkpoint, *run.hooks.seen_by_callbacks, checkpoint)
     run.hooks.call("on_save_checkpoint", module.on_save_checkpoint, checkpoint)
+    refuse_objects(checkpoint)
     return checkpoint
 
 
