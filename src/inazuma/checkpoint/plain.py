@@ -51,8 +51,8 @@ def refuse_objects(value: Any, place: tuple[Any, ...] = ()) -> None:
     elif not _opens(value):
         where = " > ".join(map(str, place)) or "The checkpoint"
         raise CheckpointError(
-            f"{where}: an object of class {kind.__module__}.{kind.__qualname__} cannot be stored in a checkpoint, which "
-            "holds tensors and plain data only: a file with it would open only by running code that the file names. "
+            f"{where}: an object of class {kind.__module__}.{kind.__qualname__} cannot be stored in a checkpoint, "
+            "which holds tensors and plain data only: its file would open only by running code that the file names. "
             f"{_instead(value)}"
         )
 

@@ -80,6 +80,7 @@ def gather(run: Run, weights_only: bool = False) -> dict[str, Any]:
             "batches": run.batches_state(),
             "logbook": run.logbook_state(),
             "gradients": run.open_gradients(),
+            "loggers": [logger.position() for logger in run.logbook.loggers],
         }
         for callback in run.callbacks:
             run.hooks.call("on_save_checkpoint", callback.on_save_checkpoint, *run.hooks.seen_by_callbacks, checkpoint)
@@ -189,7 +190,18 @@ def _restore_position(run: Run, checkpoint: dict[str, Any], path: Any) -> None:
             if (gradient := own["gradients"].get(name)) is not None:
                 parameter.grad = gradient.to(parameter.device, copy=True)
         run.resume = own
+    _resume_loggers(run, own)
     run.resumes_inside_an_epoch = run.progress.next not in (Next.START_EPOCH, Next.FINISH_EPOCH)
+
+
+def _resume_loggers(run: Run, own: dict[str, Any] | None) -> None:
+    at, loggers = run.progress, run.logbook.loggers
+    positions: list[Any] = [] if own is None else own.get("loggers", [])
+    if len(positions) != len(loggers):  # other loggers than those of the file
+        positions = [None] * len(loggers)
+    step = at.stepped_batches + (at.next in (Next.VALIDATE, Next.COUNT))  # there the step of the batch is logged
+    for logger, position in zip(loggers, positions, strict=True):
+        logger.resume(position, step)
 
 
 def _load_each(what: str, states: list[Any], objects: list[Any], path: Any) -> None:
