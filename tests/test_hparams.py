@@ -1,7 +1,9 @@
 import argparse
+import datetime
 import enum
 import inspect
 import queue
+import warnings
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -467,6 +469,10 @@ class Anything(HyperparametersMixin):
         torch.Size([2]),
         Path("/a/b"),
         [Path("a")],
+        datetime.datetime(2020, 1, 2, 3, 4, 5, 6, datetime.timezone.utc),
+        datetime.date(2020, 1, 2),
+        datetime.time(3, 4),
+        datetime.timedelta(days=-1, microseconds=5),
         argparse.Namespace(a=1, b=argparse.Namespace(c=Path("d"))),
         AttributeDict(a=AttributeDict(b=1)),
         Size.SMALL,
@@ -480,6 +486,15 @@ def test_plain_data_comes_back_as_it_was(value: Any, tmp_path: Path) -> None:
     assert again == value
     if not isinstance(value, Size):
         assert type(again) is type(value)
+
+
+def test_an_object_is_described_by_what_stands_in_it_for_readers_of_the_file() -> None:
+    checkpoint: dict[str, Any] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dump_hparams(Anything(nn.Linear(3, 1)), checkpoint)
+    (described,) = checkpoint["hparams_notes"]["missing"].values()
+    assert described == "torch.nn.modules.linear.Linear(in_features=3, out_features=1)"
 
 
 def test_tensors_and_arrays_come_back(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class Net(LightningModule):
 
 
 @pytest.fixture
-def fitted() -> BoringModel:
+def fitted() -> Iterator[BoringModel]:
     net = BoringModel()
     trainer = Trainer(
         accelerator="cpu",
@@ -55,7 +56,8 @@ def fitted() -> BoringModel:
         enable_model_summary=False,
     )
     trainer.fit(net)
-    return net
+    yield net
+    del trainer  # it lives as long as the test
 
 
 def test_a_module_without_parameters_knows_where_it_was_sent() -> None:

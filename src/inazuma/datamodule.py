@@ -14,6 +14,7 @@ from inazuma import files
 from inazuma.datahooks import DataHooks
 from inazuma.errors import MisconfigurationException
 from inazuma.hparams import HyperparametersMixin, OnlyOnClass, init_arguments
+from inazuma.weak import Weak
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -29,11 +30,11 @@ class LightningDataModule(DataHooks, HyperparametersMixin):
 
     Attributes:
         name: free to use.
-        trainer: the Trainer whose run this takes part in; None before.
+        trainer: the Trainer whose run this takes part in; None before, and when nobody holds the Trainer any more.
     """
 
     name: str | None = None
-    trainer: Trainer | None = None
+    trainer: Weak[Trainer] = Weak()
 
     CHECKPOINT_HYPER_PARAMS_KEY: ClassVar[str] = "datamodule_hyper_parameters"
     CHECKPOINT_HYPER_PARAMS_NAME: ClassVar[str] = "datamodule_hparams_name"

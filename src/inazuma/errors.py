@@ -36,7 +36,7 @@ class BadStepError(Exception):
 
 
 class CheckpointError(Exception):
-    """A checkpoint cannot be read, or does not fit the run that loads it. The message names the file."""
+    """A checkpoint cannot be written or read, or does not fit the run that loads it. The message names the place."""
 
 
 class CheckpointNotSaved(CheckpointError, OSError):

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from inazuma.callbacks.callback import Callback
 from inazuma.errors import PossibleUserWarning
 from inazuma.ranks import rank_zero_warn
+from inazuma.weak import Weak
 
 if TYPE_CHECKING:
     from inazuma.datamodule import LightningDataModule
@@ -149,6 +150,8 @@ class Hooks:
     so that `self.log` and error messages know.
     """
 
+    _trainer: Weak[Trainer] = Weak()  # the Trainer holds the run, and the run this
+
     def __init__(
         self,
         trainer: Trainer,
@@ -167,6 +170,10 @@ class Hooks:
     def hear(self, callbacks: Sequence[Callback]) -> None:
         """Build the table for these callbacks."""
         self.table = {event: tuple(self._hearers(event, order, callbacks)) for event, order in EVENTS.items()}
+
+    def let_go(self) -> None:
+        """The run is over: nobody hears anything."""
+        self.table = dict.fromkeys(EVENTS, ())
 
     def _hearers(
         self, event: str, order: tuple[str, ...], callbacks: Sequence[Callback]
@@ -188,12 +195,13 @@ class Hooks:
 
     def _of_callback(self, callback: Callback, event: str) -> Iterable[Callable[..., Any]]:
         if overrides(callback, event, Callback):
-            call = partial(getattr(callback, event), self._trainer, self._module)
+            call = partial(getattr(callback, event), *self.seen_by_callbacks)
             yield self._timed(f"[Callback]{callback.state_key}.{event}", call)
 
     @property
     def seen_by_callbacks(self) -> tuple[Trainer, LightningModule]:
         """The first two arguments of every hook of a callback."""
+        assert self._trainer is not None  # whoever runs, or saves, has it
         return self._trainer, self._module
 
     @property

@@ -4,8 +4,10 @@ build the object again.
 A checkpoint holds plain data only, so that it opens with `torch.load(weights_only=True)` and without inazuma:
 
     as is                numbers, texts, bytes, None, tensors, dtypes, devices; lists, tuples, sets, dictionaries
-    in a plain form      paths, enums, namespaces, dataclasses, numpy's scalars and arrays, OmegaConf's containers
-    not at all           modules, functions, instances of other classes: named in a warning, to be passed when loading
+    in a plain form      paths, enums, namespaces, dataclasses, numpy's scalars and arrays, OmegaConf's containers,
+                         dates and times
+    as a description     modules, functions, instances of other classes: a text of what was there, for readers; named in
+                         a warning, and to be passed when loading
 
 Next to the hyper-parameters lie notes: what had to change its form, and what is missing and why. Nothing that a file
 names is imported or called; the classes to build come from the signature of the class that loads.
@@ -18,6 +20,7 @@ import ast
 import copy
 import csv
 import dataclasses
+import datetime
 import enum
 import inspect
 import io
@@ -32,6 +35,7 @@ from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from inazuma.errors import CheckpointError
 from inazuma.files import PathLike, open_for_reading
 from inazuma.ranks import WarningCache, rank_zero_warn
 
@@ -39,6 +43,7 @@ Place: TypeAlias = tuple[Any, ...]  # the keys that lead to a value: ("optimizer
 Missing: TypeAlias = dict[Place, str]  # what a checkpoint could not store, and what it was
 
 _PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+_TIMES = (datetime.datetime, datetime.date, datetime.time, datetime.timedelta)
 _BY_CLI = ("_instantiator", "_class_path")  # written by Lightning's CLI
 
 T = TypeVar("T")
@@ -320,6 +325,9 @@ def _to_plain(value: Any, place: Place, forms: dict[Place, str], missing: Missin
     if isinstance(value, pathlib.PurePath):
         forms[place] = "Path"
         return str(value)
+    if type(value) in _TIMES:
+        forms[place] = type(value).__name__
+        return (value.days, value.seconds, value.microseconds) if type(value) is _TIMES[-1] else value.isoformat()
     if _is_omegaconf(value):
         forms[place] = "OmegaConf"
         container = sys.modules["omegaconf"].OmegaConf.to_container(value, resolve=False, enum_to_str=True)
@@ -388,9 +396,20 @@ def _numpy_to_plain(value: Any, place: Place, forms: dict[Place, str]) -> Any:
 
 
 def _describe(value: Any) -> str:
-    """What a person needs to find the object again: "torch.nn.modules.linear.Linear"."""
-    named = value if hasattr(value, "__qualname__") else type(value)
-    return f"{named.__module__}.{named.__qualname__}"
+    """What a person needs to make the object again: "torch.nn.modules.linear.Linear(in_features=3, out_features=1)".
+
+    No code of the object is called: what stands in it under public names, as far as it is short and plain.
+    """
+    if hasattr(value, "__qualname__"):  # a class or function
+        return f"{value.__module__}.{value.__qualname__}"
+    kind, entries = type(value), getattr(value, "__dict__", {})
+    plain = {
+        name: entry
+        for name, entry in entries.items()
+        if not name.startswith("_") and name != "training" and type(entry) in (bool, int, float, str)
+    }
+    shown = ", ".join(f"{name}={entry!r:.60}" for name, entry in list(plain.items())[:8])
+    return f"{kind.__module__}.{kind.__qualname__}" + (f"({shown})" if shown else "")
 
 
 # ---------------------------------------------------------------------------------------------------- load
@@ -417,13 +436,14 @@ def init_arguments(
     Raises:
         TypeError: `__init__` requires an argument that is in neither. The message says why and what to pass.
         ValueError: `hparams_file` has another ending.
+        CheckpointError: what the file holds as hyper-parameters are none.
     """
     parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
     by_name = {p.name: p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     stored, missing = _stored_arguments(cls, checkpoint, hparams_file)
     name = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_NAME)
     missing = {place: what for place, what in missing.items() if place[0] not in overrides}
-    if name in by_name:  # all of them came in one dictionary
+    if isinstance(name, str) and name in by_name:  # all of them came in one dictionary
         is_omegaconf = "DictConfig" in str(checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_TYPE))
         stored = {name: _REBUILD["OmegaConf" if is_omegaconf else "AttributeDict"]({**stored, **overrides})}
         missing = {(name, *place): what for place, what in missing.items() if name not in overrides}
@@ -449,9 +469,24 @@ def _stored_arguments(
     """The hyper-parameters of a checkpoint, in their own form, or of the file that replaces them; what is missing."""
     if hparams_file is not None:
         return read_hparams_file(hparams_file), {}
+    try:
+        return _read_stored(cls, checkpoint)
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{cls.__name__}.load_from_checkpoint: the hyper-parameters under {cls.CHECKPOINT_HYPER_PARAMS_KEY!r} "
+            f"cannot be read ({error!r}): the file is damaged, or something else wrote it. "
+            "`hparams_file=...` gives them from another file."
+        ) from error
+
+
+def _read_stored(cls: type[HyperparametersMixin], checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], Missing]:
     stored = _as_dict(checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY) or {})
     notes = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_NOTES) or {"forms": {}, "missing": {}}
     missing = dict(notes["missing"])
+    if wrong := [name for name in stored if not isinstance(name, str) or name == "self"]:
+        raise TypeError(f"{wrong} cannot be names of arguments")
+    if not all(isinstance(place, tuple) and place for place in (*missing, *notes["forms"])):
+        raise TypeError("the notes about them name no places")
     _drop_cli_keys(cls, stored)
     values = {name: _from_plain(value, (name,), notes["forms"]) for name, value in stored.items()}
     _restore_enums(cls, values, notes["forms"], missing)
@@ -511,6 +546,10 @@ _REBUILD: dict[str, Any] = {
     "AttributeDict": AttributeDict,
     "OmegaConf": _omegaconf,
     "frozenset": frozenset,
+    "datetime": datetime.datetime.fromisoformat,
+    "date": datetime.date.fromisoformat,
+    "time": datetime.time.fromisoformat,
+    "timedelta": lambda parts: datetime.timedelta(*parts),
     "ndarray": lambda tensor: tensor.cpu().numpy(),
 }
 

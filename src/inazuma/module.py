@@ -19,6 +19,7 @@ from inazuma.hparams import HyperparametersMixin, OnlyOnClass, init_arguments
 from inazuma.modes import evaluating
 from inazuma.optim import GradClipAlgorithmType, LightningOptimizer, toggle_optimizer, untoggle_optimizer
 from inazuma.ranks import WarningCache, rank_zero_deprecation, rank_zero_warn
+from inazuma.weak import Weak
 
 if TYPE_CHECKING:
     from inazuma.logbook import Logbook, Metric
@@ -186,9 +187,10 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
         "hparams_initial",
     ]
 
+    _trainer: Weak[Trainer] = Weak()  # the Trainer holds the module
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._trainer: Trainer | None = None
         self._logbook: Logbook | None = None
         self._example_input_array: Any = None
         self._automatic_optimization = True
@@ -201,17 +203,17 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
 
     @property
     def trainer(self) -> Trainer:
-        """The Trainer that drives this module.
+        """The Trainer that drives this module, or did last. The module does not keep it alive.
 
         Raises:
-            RuntimeError: no Trainer has been given this module yet (in `__init__`, say).
+            RuntimeError: no Trainer has been given this module yet (in `__init__`, say), or it is gone.
         """
         if self._trainer is None and self.__dict__.get("_is_exporting"):
             raise AttributeError("trainer")  # TorchScript asks for every attribute, and takes this for an answer
         if self._trainer is None:
             raise RuntimeError(
                 f"{type(self).__qualname__} is not attached to a `Trainer`. The Trainer is known from `setup` on, "
-                "not in `__init__`."
+                "not in `__init__`; and as long as somebody holds it: give it a name, `trainer = Trainer(...)`."
             )
         return self._trainer
 
@@ -219,7 +221,7 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
     def trainer(self, trainer: Trainer | None) -> None:
         for child in self.modules():
             if isinstance(child, LightningModule):
-                child.__dict__["_trainer"] = trainer
+                child._trainer = trainer
 
     def attach_logbook(self, logbook: Logbook | None) -> None:
         """Tell this module, and modules in it, where `self.log` goes."""
@@ -563,6 +565,11 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
     def _say_not_logged(self) -> None:
         if self._trainer is not None and self._trainer.barebones:
             _said.warn("`self.log()` does nothing while `Trainer(barebones=True)` is configured. Leave it out to log.")
+        elif self._trainer is not None:
+            raise MisconfigurationException(
+                "`self.log(...)` was called while no Trainer manages it: no step or hook of the Trainer is running. "
+                "Call it from a step or hook, and do not call those yourself."
+            )
         else:
             _said.warn(
                 "`self.log()` does nothing: the `self.trainer` reference is not registered, as no Trainer has this "
@@ -736,7 +743,7 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
         return self.on_after_batch_transfer(sample, 0)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_trainer": None, "_logbook": None}
+        return {**self.__dict__, "_logbook": None}
 
 
 def _raw(optimizer: Optimizer | LightningOptimizer) -> Optimizer:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import difflib
 import inspect
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from inazuma.data.batches import Batches
 from inazuma.data.loaders import Loaders, request_error
 from inazuma.data.transfer import Transfer, make_transfer
 from inazuma.datahooks import DataHooks
-from inazuma.errors import MisconfigurationException, PossibleUserWarning
+from inazuma.errors import CheckpointError, MisconfigurationException, PossibleUserWarning
 from inazuma.hooks import EVENTS, INSIDE_A_BATCH, Hooks, check_call, check_hooks, mentions, overrides
 from inazuma.logbook import Logbook, Results
 from inazuma.module import LightningModule
@@ -231,13 +232,15 @@ class Run:
         """Take up the logged values of the run that is resumed, after the sanity check."""
         if self.resume is not None:
             find: Callable[[str], Any] = self.module.get_submodule
-            self.logbook.load_state_dict(self.resume["logbook"], self.training_results, find)
+            with _readable("logged values"):
+                self.logbook.load_state_dict(self.resume["logbook"], self.training_results, find)
 
     def restore_rng(self) -> None:
         """Take up the random generators of the run that is resumed, as the last thing before training goes on."""
         if self.resume is not None:
             if self.exact:
-                restore_rng(self.resume["rng"])
+                with _readable("random generators"):
+                    restore_rng(self.resume["rng"])
             self.resume = None
 
     def set_optimizers(self, optimizers: Sequence[Optimizer]) -> None:
@@ -252,13 +255,14 @@ class Run:
             self.step = partial(self._automatic_step(self.optimizers[0]), self.optimizers[0])
 
     def _automatic_step(self, optimizer: Optimizer) -> Callable[..., Any]:
-        ready: Callable[[], None] = partial(loop.before_step, self, optimizer)
+        # weak, like the next: the run holds these functions
+        ready: Callable[[], None] = partial(loop.before_step, weakref.proxy(self), optimizer)
         if self.guard is not None:
             ready = self.guard.checked(ready, optimizer)
         return partial(self.precision.step, ready=ready)
 
     def _manual_step(self, optimizer: Optimizer) -> Callable[..., Any]:
-        return partial(loop.manual_step, self)
+        return partial(loop.manual_step, weakref.proxy(self))
 
     def evaluation_step(self, name: str) -> Callable[..., Any]:
         """A step of the module as a function of `(batch, batch_idx)`, or `(batch, batch_idx, dataloader_idx)`."""
@@ -291,10 +295,29 @@ class Run:
                     "Remove it, or write `dataloader_idx=0`."
                 )
 
+    def let_go(self) -> None:
+        """The run is over: leave nothing that keeps module and Trainer alive."""
+        self.hooks.let_go()
+        self.module.attach_logbook(None)
+        for callback in self.callbacks:
+            for name in ("log", "log_dict"):
+                vars(callback).pop(name, None)
+
     @staticmethod
     def to_cpu(output: Any) -> Any:
         """Predictions are kept on the CPU, where there is room."""
         return recursive_detach(output, to_cpu=True)
+
+
+@contextmanager
+def _readable(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"The {what} in the checkpoint that this run resumes from cannot be read ({error!r}): it is damaged, or "
+            "something else wrote it. Its weights can be loaded with `load_from_checkpoint`."
+        ) from error
 
 
 def takes_index(step: Callable[..., Any]) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 
+from inazuma.seed import isolate_rng
+
 
 def print_results(results: Sequence[dict[str, float]], stage: str) -> None:
     """Print what an evaluation gave: one row per metric, one column per loader."""
@@ -20,6 +22,7 @@ def _base(name: str) -> str:
     return name.split("/dataloader_idx_")[0]
 
 
+@isolate_rng()  # rich draws a random number when it is imported
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table."""
     rows = list(rows)

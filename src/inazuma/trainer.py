@@ -280,7 +280,6 @@ class Trainer:
         self._run: Run | None = None
         self._datamodule: LightningDataModule | None = None
         self._module: LightningModule | None = None
-        self.fit_loop = FitLoopView(self, self.progress, self.limits)
         self.loggers = select_loggers(logger, self.default_root_dir, bool(fast_dev_run))
         self.profiler = select_profiler(profiler)
         self._callbacks = with_defaults(
@@ -467,11 +466,16 @@ class Trainer:
                 raise
             death.__traceback__ = error.__traceback__
             self._end_with(death, module, run)
-            raise death from None
+            try:
+                raise death from None
+            finally:
+                del death  # its traceback holds this frame
         else:
             self._end_late()
         finally:
             self._signals.leave()
+            if run is not None:
+                run.let_go()
 
     def _checked_module(self, model: LightningModule | None, fn: TrainerFn) -> LightningModule:
         if model is None:
@@ -505,7 +509,8 @@ class Trainer:
         self._callbacks = with_module_callbacks(self._callbacks, module)
         profiler = None if isinstance(self.profiler, PassThroughProfiler) else self.profiler
         hooks = Hooks(self, module, LightningModule, self._callbacks, datamodule, profiler)
-        logbook = Logbook(hooks, self._reduce_logged, self.strategy.root_device, self.loggers)
+        reduce = self.strategy.reduce
+        logbook = Logbook(hooks, lambda v, op, group: reduce(v, group, op), self.strategy.root_device, self.loggers)
         module.attach_logbook(None if self.barebones else logbook)
         fn = self.state.fn
         previous = self._run
@@ -540,9 +545,6 @@ class Trainer:
             rank = self.local_rank if self.world_size > 1 else None
             profiler.setup(stage=str(fn), local_rank=rank, log_dir=self.log_dir)
         return self._run
-
-    def _reduce_logged(self, value: Tensor, reduction: str, group: Any) -> Tensor:
-        return self.strategy.reduce(value, group, reduction)
 
     def _resolved(self, ckpt_path: Any, fn: TrainerFn, model_is_given: bool) -> Any:
         if ckpt_path is None and self._user_managed_ckpt_path:
@@ -827,6 +829,11 @@ class Trainer:
     # Where the run stands
 
     @property
+    def fit_loop(self) -> FitLoopView:
+        """Position and limits of training under Lightning's names."""
+        return FitLoopView(self, self.progress, self.limits)
+
+    @property
     def global_step(self) -> int:
         """Optimizer steps done, over all optimizers and epochs."""
         return self.progress.step
@@ -1004,7 +1011,8 @@ class Trainer:
         self._callbacks = callbacks
         if self._run is not None:
             self._run.callbacks = callbacks
-            self._run.decide()
+            if self.state.status is TrainerStatus.RUNNING:
+                self._run.decide()
 
     def _callbacks_of(self, kind: type[Any]) -> list[Any]:
         return [callback for callback in self._callbacks if isinstance(callback, kind)]

@@ -94,7 +94,7 @@ def test_a_checkpoint_holds_all_that_a_run_is(tmp_path: Path) -> None:
     assert content["hyper_parameters"] == {"width": 3, "optimizers": 1}
     assert [len(state["state"]) for state in content["optimizer_states"]] == [2]
     own = content["inazuma"]
-    assert set(own) == {"format", "progress", "rng", "batches", "logbook", "gradients", "note"}
+    assert set(own) == {"format", "progress", "rng", "batches", "logbook", "gradients", "loggers", "note"}
     assert own["progress"]["step"] == 4
 
 

@@ -9,6 +9,7 @@ from inazuma.callbacks.callback import Callback
 from inazuma.callbacks.progress.rich_progress import RichProgressBar
 from inazuma.callbacks.progress.views import is_notebook, is_terminal
 from inazuma.ranks import rank_zero_info
+from inazuma.seed import isolate_rng
 from inazuma.summary import Columns, format_summary, summarize, summary_totals
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class RichModelSummary(ModelSummary):
         super().__init__(max_depth, **summarize_kwargs)
 
     @staticmethod
+    @isolate_rng()  # rich draws a random number when it is imported
     def summarize(
         summary_data: Columns,
         total_parameters: int,

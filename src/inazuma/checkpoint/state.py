@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from inazuma.checkpoint.foreign import from_loops, to_loops
+from inazuma.checkpoint.plain import refuse_objects
 from inazuma.errors import CheckpointError, MisconfigurationException
 from inazuma.files import weights_of
 from inazuma.hparams import dump_hparams
@@ -41,6 +42,9 @@ def gather(run: Run, weights_only: bool = False) -> dict[str, Any]:
     Args:
         run: the run.
         weights_only: leave out what only training needs.
+
+    Raises:
+        CheckpointError: a state, or what a hook added, holds an object that is no plain data; its place is named.
     """
     at, module, datamodule = run.position(), run.module, run.datamodule
     if run.is_inside_batch and run.boundary is None and run.hooks.where != "on_exception":
@@ -78,12 +82,14 @@ def gather(run: Run, weights_only: bool = False) -> dict[str, Any]:
             "batches": run.batches_state(),
             "logbook": run.logbook_state(),
             "gradients": run.open_gradients(),
+            "loggers": [logger.position() for logger in run.logbook.loggers],
         }
         if run.guard is not None:
             checkpoint["inazuma"]["bad_steps"] = run.guard.state_dict(at)
         for callback in run.callbacks:
             run.hooks.call("on_save_checkpoint", callback.on_save_checkpoint, *run.hooks.seen_by_callbacks, checkpoint)
     run.hooks.call("on_save_checkpoint", module.on_save_checkpoint, checkpoint)
+    refuse_objects(checkpoint)
     return checkpoint
 
 
@@ -109,6 +115,11 @@ def restore_module(run: Run, checkpoint: dict[str, Any], path: Any) -> None:
     if "callbacks" not in checkpoint:  # weights only
         return
     states: Mapping[Any, Any] = checkpoint["callbacks"]
+    if not isinstance(states, Mapping):
+        raise CheckpointError(
+            f"Checkpoint {path} holds a {type(states).__name__} as the states of callbacks, not a dictionary: it is "
+            "damaged, or something else wrote it. Its weights can be loaded with `load_from_checkpoint`."
+        )
     for callback in run.callbacks:
         hooks.call("on_load_checkpoint", callback.on_load_checkpoint, *run.hooks.seen_by_callbacks, checkpoint)
     if not states:
@@ -140,7 +151,7 @@ def restore_training(run: Run, checkpoint: dict[str, Any], path: Any) -> None:
         run.precision.load_state_dict(checkpoint[name])
     try:
         _restore_position(run, checkpoint, path)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
             f"The position in checkpoint {path} cannot be read ({error!r}): it is damaged, or something else wrote it. "
             "Its weights can be loaded with `load_from_checkpoint`."
@@ -187,7 +198,18 @@ def _restore_position(run: Run, checkpoint: dict[str, Any], path: Any) -> None:
         if run.guard is not None:
             run.guard.load_state_dict(own.get("bad_steps"))
         run.resume = own
+    _resume_loggers(run, own)
     run.resumes_inside_an_epoch = run.progress.next not in (Next.START_EPOCH, Next.FINISH_EPOCH)
+
+
+def _resume_loggers(run: Run, own: dict[str, Any] | None) -> None:
+    at, loggers = run.progress, run.logbook.loggers
+    positions: list[Any] = [] if own is None else own.get("loggers", [])
+    if len(positions) != len(loggers):  # other loggers than those of the file
+        positions = [None] * len(loggers)
+    step = at.stepped_batches + (at.next in (Next.VALIDATE, Next.COUNT))  # there the step of the batch is logged
+    for logger, position in zip(loggers, positions, strict=True):
+        logger.resume(position, step)
 
 
 def _load_each(what: str, states: list[Any], objects: list[Any], path: Any) -> None:

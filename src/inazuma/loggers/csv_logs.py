@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from argparse import Namespace
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 from torch import Tensor
@@ -29,8 +30,9 @@ class CSVLogger(DirectoryLogger):
         prefix: put before the name of every metric, with "-" between.
         flush_logs_every_n_steps: `log_metrics` itself saves in every step whose number plus one is a multiple of this.
             The Trainer saves after every call anyway.
-        append: what to do with a `metrics.csv` that is there already: True continues it, so that a resumed run with
-            the same `version` makes one series; False deletes it with a warning.
+        append: what to do with a `metrics.csv` that is there already: True continues it, False deletes it with a
+            warning. A run that is resumed with the same `version` continues it in either case, from the row where its
+            checkpoint was saved: it ends with the rows of the straight run.
     """
 
     def __init__(
@@ -69,6 +71,18 @@ class CSVLogger(DirectoryLogger):
         if (step + 1) % self._flush_logs_every_n_steps == 0:
             self.save()
 
+    def position(self) -> dict[str, Any] | None:
+        """The file, and how many rows it has, those that wait included."""
+        writer = self._experiment
+        return None if writer is None else {"path": writer.metrics_file_path, "rows": writer.num_rows}
+
+    @rank_zero_only
+    def resume(self, position: Any, step: int) -> None:
+        """Continue the file where the checkpoint left it. Without a position: without the rows of `step` and later."""
+        writer = self.experiment
+        if position is None or position["path"] == writer.metrics_file_path:
+            writer.rewind(None if position is None else position["rows"], step)
+
     @rank_zero_only
     def save(self) -> None:
         """Write the rows that wait."""
@@ -101,17 +115,33 @@ class ExperimentWriter:
         self.metrics: list[dict[str, Any]] = []
         self.metrics_keys: list[str] = []
         files.makedirs(log_dir)
+        self._saved_rows = 0
+        self._is_old = files.exists(self.metrics_file_path)  # it is to be deleted, unless a run is resumed
+        if append and self._is_old:
+            self.rewind(None, None)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows logged so far, in the file and waiting."""
+        return self._saved_rows + len(self.metrics)
+
+    def rewind(self, rows: int | None, step: int | None) -> None:
+        """Continue the file that is there: its first `rows` rows, or those before `step`, or all of it."""
         if not files.exists(self.metrics_file_path):
             return
-        if append:
-            with open_text(self.metrics_file_path, "r") as file:
-                self.metrics_keys = next(csv.reader(file), [])
-            return
-        rank_zero_warn(
-            f"The log directory {log_dir} exists and is not empty: its {self.NAME_METRICS_FILE} is deleted now. "
-            "To keep such a file give the logger another version, or append=True to continue it."
-        )
-        files.remove(self.metrics_file_path)
+        with open_text(self.metrics_file_path, "r") as file:
+            reader = csv.reader(file)
+            columns = next(reader, [])
+            kept = total = 0
+            for row in reader:
+                total += 1
+                is_early = step is None or int(row[columns.index("step")]) < step
+                kept += (total <= rows) if rows is not None else is_early
+        if rows is not None and kept < rows:
+            return  # another file than the one that the checkpoint knows
+        self.metrics, self.metrics_keys, self._saved_rows, self._is_old = [], columns, kept, False
+        if kept < total:
+            self._rewrite(columns, kept)
 
     def log_hparams(self, params: Mapping[str, Any]) -> None:
         """Add hyperparameters and write all of them to `hparams.yaml`."""
@@ -120,6 +150,13 @@ class ExperimentWriter:
 
     def log_metrics(self, metrics_dict: Mapping[str, Tensor | float], step: int | None = None) -> None:
         """Add a row; a tensor gives its only element, which waits for its device."""
+        if self._is_old:
+            rank_zero_warn(
+                f"The log directory {self.log_dir} exists and is not empty: its {self.NAME_METRICS_FILE} is deleted "
+                "now. To keep such a file give the logger another version, or append=True to continue it."
+            )
+            files.remove(self.metrics_file_path)
+            self._is_old = False
         row = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics_dict.items()}
         row["step"] = len(self.metrics) if step is None else step
         self.metrics.append(row)
@@ -139,13 +176,15 @@ class ExperimentWriter:
             if is_new:
                 writer.writerow(self.metrics_keys)
             writer.writerows([row.get(name, "") for name in self.metrics_keys] for row in self.metrics)
+        self._saved_rows += len(self.metrics)
         self.metrics = []
 
-    def _rewrite(self, columns: list[str]) -> None:
-        """Give the file these columns, with empty cells in the new ones. Only one row at a time is in memory."""
+    def _rewrite(self, columns: list[str], rows: int | None = None) -> None:
+        """Give the file these columns, with empty cells in new ones, and only its first `rows` rows. Only one row at a
+        time is in memory."""
         rewritten = f"{self.metrics_file_path}.new"
         with open_text(self.metrics_file_path, "r") as source, open_text(rewritten, "w") as target:
             writer = csv.DictWriter(target, columns)
             writer.writeheader()
-            writer.writerows(csv.DictReader(source))
+            writer.writerows(islice(csv.DictReader(source), rows))
         move(rewritten, self.metrics_file_path)

@@ -80,6 +80,19 @@ class Logger(ABC):
     def log_graph(self, model: Module, input_array: Tensor | None = None) -> None:
         """Record the graph of `model`, traced with `input_array` (default: `model.example_input_array`)."""
 
+    def position(self) -> Any:
+        """How much was logged so far, as plain data for a checkpoint; given to `resume`."""
+        return None
+
+    def resume(self, position: Any, step: int) -> None:
+        """Called once when a run goes on from a checkpoint, before it logs metrics: drop what an earlier run logged
+        behind that checkpoint in the place where this logger goes on. A logger that cannot do that does nothing.
+
+        Args:
+            position: what `position` gave when the checkpoint was saved; None from a file that does not say.
+            step: the first step, on the x-axis of `log_metrics`, that is logged again.
+        """
+
     def save(self) -> None:
         """Write what is still held in memory. Called after every `log_metrics`, so it must be cheap."""
 

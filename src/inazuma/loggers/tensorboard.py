@@ -44,7 +44,7 @@ class TensorBoardLogger(DirectoryLogger):
         name: the directory of the experiment; empty or None leaves this level out.
         version: a number, or a string that is the directory's name; None takes the next free number. With the version
             of an earlier run TensorBoard shows both as one series; `purge_step=n` hides what the first one logged from
-            step n on.
+            step n on, and a resumed run does so from the step where it goes on.
         log_graph: draw the graph of the module, traced with its `example_input_array`.
         default_hp_metric: log `hp_metric` = -1 with hyperparameters that come without metrics, because TensorBoard
             shows no hyperparameters without a metric. False: such hyperparameters only go to `hparams.yaml`.
@@ -183,6 +183,15 @@ class TensorBoardLogger(DirectoryLogger):
             self.experiment.add_graph(model, _transferred(model, example))
         for module, training in modes:  # add_graph leaves all of them in the mode of the outermost
             module.training = training
+
+    @rank_zero_only
+    def resume(self, position: Any, step: int) -> None:
+        """Hide what earlier runs of this version logged from `step` on; `purge_step=...` of yours is kept instead."""
+        if "purge_step" not in self._kwargs:
+            if self._experiment is not None:
+                self._experiment.close()
+            self._experiment = None
+            self._kwargs["purge_step"] = step  # told to TensorBoard at the head of the next event file
 
     @rank_zero_only
     def save(self) -> None:

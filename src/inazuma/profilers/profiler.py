@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 from inazuma import files
 from inazuma.files import PathLike
 from inazuma.ranks import rank_zero_info
+from inazuma.weak import Weak
 
 if TYPE_CHECKING:
     from inazuma.module import LightningModule
@@ -29,7 +30,7 @@ class Profiler(ABC):
             INFO, by rank 0 only.
     """
 
-    lightning_module: LightningModule | None = None  # the Trainer sets it before `setup`
+    lightning_module: Weak[LightningModule] = Weak()  # the Trainer sets it before `setup`
 
     _stage: str | None = None
     _local_rank: int | None = None

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from inazuma.callbacks.callback import Callback
 from inazuma.ranks import WarningCache
+from inazuma.weak import Weak
 
 if TYPE_CHECKING:
     from inazuma.module import LightningModule
@@ -32,8 +33,9 @@ class ProgressBar(Callback):
                 print(f"{done / self.total_train_batches:.0%}", end="\\r" if self.shown else "")
     """
 
+    _trainer: Weak[Trainer] = Weak()
+
     def __init__(self) -> None:
-        self._trainer: Trainer | None = None
         self._current_eval_dataloader_idx: int | None = None
 
     @property
@@ -150,9 +152,6 @@ class ProgressBar(Callback):
                 "hides it. Log under another name, or override `get_metrics()` of the progress bar."
             )
         return {**standard, **logged}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_trainer": None}  # the trainer belongs to a run: a copy gets its own
 
 
 def get_standard_metrics(trainer: Trainer) -> dict[str, int | str]:

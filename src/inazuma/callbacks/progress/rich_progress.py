@@ -20,6 +20,7 @@ from inazuma.callbacks.progress.views import (
     is_terminal,
     number_text,
 )
+from inazuma.seed import isolate_rng
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -178,6 +179,7 @@ class RichProgressBar(PacedProgressBar):
             TextColumn("{task.fields[metrics]}", style=theme.metrics, markup=False),
         ]
 
+    @isolate_rng()  # rich draws a random number when it is imported
     def _make_view(self) -> View:
         import rich
 

@@ -1,0 +1,44 @@
+"""References back: to what holds the object, or to what outlives it. They keep nothing alive, so that all is freed when
+its last name goes, without a garbage collection."""
+
+from __future__ import annotations
+
+import weakref
+from functools import partial
+from typing import Any, Generic, TypeVar, cast
+
+T = TypeVar("T")
+
+
+class _Reference(weakref.ref[T]):
+    """A weak reference that is left out of copies and pickles."""
+
+    def __reduce__(self) -> Any:
+        return _nothing, ()
+
+
+def _nothing() -> None:
+    return None
+
+
+def _same(value: T) -> T:
+    return value
+
+
+class Weak(Generic[T]):
+    """An attribute that does not keep its value alive; None where it was not set, and once the value is gone."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = f"_weak_{name}"
+
+    def __get__(self, instance: object | None, owner: type) -> T | None:
+        reference = None if instance is None else vars(instance).get(self._name)
+        return None if reference is None else cast("T | None", reference())
+
+    def __set__(self, instance: object, value: T | None) -> None:
+        reference: Any
+        try:
+            reference = None if value is None else _Reference(value)
+        except TypeError:  # some stand-ins in tests cannot be referred to weakly
+            reference = partial(_same, value)
+        vars(instance)[self._name] = reference
