@@ -10,15 +10,15 @@ from __future__ import annotations
 import json
 import os
 import random
-import select
 import signal
 import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
+import torch._dynamo  # which the first optimizer would import, in each process anew
 from torch.utils.data import DataLoader
 
 import inazuma
@@ -42,7 +42,7 @@ class Model(inazuma.LightningModule):
 
 
 class Tell(Callback):
-    """Tells the parent at which step training begins, and ends it after a few if nobody kills it."""
+    """Tells the parent at which step training begins and each step before it is saved; ends it after `steps`."""
 
     def __init__(self, pipe: int, steps: int) -> None:
         self.pipe, self.steps = pipe, steps
@@ -52,6 +52,7 @@ class Tell(Callback):
         self.end = trainer.global_step + self.steps
 
     def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        os.write(self.pipe, b"step\n")
         trainer.should_stop = trainer.global_step >= self.end
 
 
@@ -67,8 +68,8 @@ def run(directory: Path, pipe: int, steps: int) -> None:
     trainer.fit(Model(), DataLoader(torch.ones(10_000, 500), batch_size=1), ckpt_path="auto")
 
 
-def start(directory: Path, steps: int) -> tuple[int, int]:
-    """Fork a run. Returns its process id and the step it began at, once training has begun."""
+def start(directory: Path, steps: int) -> tuple[int, IO[str], int]:
+    """Fork a run. Returns, once training has begun, its process id, what it tells, and the step it began at."""
     reader, writer = os.pipe()
     if (pid := os.fork()) == 0:
         os.close(reader)
@@ -79,10 +80,8 @@ def start(directory: Path, steps: int) -> tuple[int, int]:
             print(repr(error), file=sys.stderr, flush=True)
             os._exit(1)
     os.close(writer)
-    select.select([reader], [], [], 60)
-    told = os.read(reader, 100)
-    os.close(reader)
-    return pid, int(told or -1)
+    told = os.fdopen(reader)
+    return pid, told, int(told.readline() or -1)
 
 
 def is_whole(path: Path) -> bool:
@@ -98,14 +97,19 @@ def main(directory: Path, kills: int, seed: int) -> None:
     draw = random.Random(seed)
     began, halves, whole = [], 0, []
     for _ in range(kills):
-        pid, step = start(directory, 1000)
+        pid, told, step = start(directory, 1000)
         began.append(step)
-        time.sleep(draw.uniform(0, 0.15))
+        for _ in range(draw.randint(2, 4)):
+            since = time.monotonic()
+            told.readline()
+        time.sleep(draw.uniform(0, time.monotonic() - since))  # the length of a step, nearly all of it saving
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        halves += any(path.suffix == ".tmp" for path in directory.iterdir()) if directory.exists() else False
+        told.close()
+        halves += any(path.suffix == ".tmp" for path in directory.iterdir())
         whole.append(all(is_whole(path) for path in directory.glob("*.ckpt")))
-    pid, step = start(directory, 3)
+    pid, told, step = start(directory, 3)
+    told.read()
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     print(json.dumps({"began": [*began, step], "halves": halves, "whole": whole, "code": code}))
 
