@@ -1,3 +1,4 @@
+import contextlib
 import io
 import json
 import zipfile
@@ -162,6 +163,24 @@ def test_a_flipped_byte_in_the_data_of_another_torch_file_is_found_with_its_reco
     damaged[at] ^= 1
     with pytest.raises(CheckpointError, match=r"the checksum of its record archive/data/0 is wrong"):
         check(bytes(damaged))
+
+
+@given(data=st.data())
+def test_wrong_bytes_in_another_file_are_found_or_do_no_harm(data: st.DataObject, foreign: bytes) -> None:
+    damaged = bytearray(foreign)
+    for _ in range(data.draw(st.integers(1, 5))):
+        damaged[data.draw(st.integers(4, len(foreign) - 1) | st.integers(len(foreign) - 700, len(foreign) - 1))] = 255
+    with contextlib.suppress(CheckpointError):
+        check(bytes(damaged))
+
+
+def test_a_hostile_note_is_no_note() -> None:
+    for text in (b"[" * 60_000, b"\xff", b"3", b"{"):
+        buffer = io.BytesIO()
+        writer = container.SealedWriter(buffer, text)
+        torch.save({}, writer)
+        writer.seal()
+        assert container.read_note(buffer) is None
 
 
 def test_another_torch_file_cut_short_is_found(foreign: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import pickle
 import re
@@ -159,7 +160,8 @@ def atomic_save(obj: Any, path: PathLike, note: Mapping[str, Any] | None = None)
         fs, remote = _filesystem(path)
         return saving.save_remote(obj, fs, remote, text)
     target = Path(_local(path))
-    remove_leftovers(target.parent)
+    with contextlib.suppress(OSError):  # what cannot be looked at may still be written to
+        remove_leftovers(target.parent)
     return saving.save_local(obj, target, text)
 
 

@@ -20,7 +20,7 @@ import torch
 
 from inazuma.container import SealedWriter
 from inazuma.errors import CheckpointNotSaved
-from inazuma.tree import storages
+from inazuma.tree import size_bytes
 
 T = TypeVar("T")
 
@@ -125,10 +125,9 @@ def _write(obj: Any, file: IO[bytes], note: bytes) -> tuple[str, int]:
 
 
 def _not_saved(path: Path | str, obj: Any, free: str, cause: Exception) -> CheckpointNotSaved:
-    needed = sum(storage.nbytes() for storage in storages(obj))
     return CheckpointNotSaved(
         f"{path} was not saved: {str(cause) or type(cause).__name__}. "
-        f"It needs about {needed / 1e6:,.1f} MB, and {free}. What was there before is unchanged."
+        f"It needs about {size_bytes(obj) / 1e6:,.1f} MB, and {free}. What was there before is unchanged."
     )
 
 
