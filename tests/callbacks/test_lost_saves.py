@@ -65,10 +65,10 @@ class Model(inazuma.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
-def fit(*callbacks: Callback, model: Model | None = None) -> tuple[Any, list[str]]:
+def fit(*callbacks: Callback, model: Model | None = None, **arguments: Any) -> tuple[Any, list[str]]:
     """Four steps. Returns the trainer and what was warned of saves."""
     quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = inazuma.Trainer(max_epochs=1, accelerator="cpu", callbacks=list(callbacks), **quiet)  # type: ignore[arg-type]
+    trainer = inazuma.Trainer(max_epochs=1, accelerator="cpu", callbacks=list(callbacks), **quiet, **arguments)  # type: ignore[arg-type]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -119,6 +119,18 @@ def test_on_a_full_disk_the_run_goes_on_and_saves_again_when_there_is_room(small
     assert checkpoint.best_model_path == str(small_disk / "step=4.ckpt")
     for path in small_disk.iterdir():
         files.verify(path)
+
+
+def test_a_file_that_is_lost_in_the_background_is_forgotten(small_disk: Path) -> None:
+    (small_disk / "other").write_bytes(b"x" * 7 * MB)
+    checkpoint = ModelCheckpoint(
+        small_disk, monitor="step", mode="max", save_top_k=1, every_n_train_steps=1, filename="{step}"
+    )
+    trainer, said = fit(checkpoint, async_checkpointing=True)
+    assert trainer.state.status == "finished"
+    assert [text.split()[0] for text in said] == [str(small_disk / f"step={n}.ckpt") for n in (2, 3, 4)]
+    assert sorted(os.listdir(small_disk)) == ["other", "step=1.ckpt"]
+    assert list(checkpoint.best_k_models) == [checkpoint.best_model_path] == [str(small_disk / "step=1.ckpt")]
 
 
 def test_the_exception_that_ended_a_run_is_not_hidden_by_a_full_disk(small_disk: Path) -> None:
