@@ -146,7 +146,9 @@ def test_what_an_exception_left_is_known(ckpt_path: str, tmp_path: Path) -> None
     def run(model: Model, *callbacks: Any) -> None:
         kept = keeping(tmp_path / "run", save_last=None)
         trainer = make_trainer(kept, OnExceptionCheckpoint(tmp_path / "crash"), *callbacks)
-        trainer.fit(model, loader(), ckpt_path=ckpt_path if callbacks else "auto")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the directory is not empty
+            trainer.fit(model, loader(), ckpt_path=ckpt_path if callbacks else "auto")
 
     begin = Begin()
     with pytest.raises(ValueError, match="crash"):

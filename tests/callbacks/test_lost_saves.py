@@ -23,7 +23,7 @@ from inazuma.callbacks import Callback, ModelCheckpoint, OnExceptionCheckpoint
 MB = 1_000_000
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [6, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
 def test_a_run_killed_while_it_saves_goes_on_from_its_newest_file_and_leaves_no_other(
     kills: int, tmp_path: Path
 ) -> None:

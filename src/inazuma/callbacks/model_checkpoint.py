@@ -241,6 +241,9 @@ class ModelCheckpoint(Checkpoint):
             if trainer.is_global_zero:
                 for folder in self._folders(dirpath):
                     files.remove_leftovers(folder)
+                for path in files.listdir(dirpath) if self.save_last == "link" else ():
+                    if path.endswith(".tmp") and os.path.islink(path) and self._is_last(path.removesuffix(".tmp")):
+                        os.remove(path)  # of a process that was killed in `_link`
             self._warn_of_other_files(trainer, dirpath)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
