@@ -123,7 +123,7 @@ def test_a_missing_file_is_named() -> None:
 def test_a_truncated_file_is_named() -> None:
     path = saved()
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    refuses(path, CheckpointError, "good.ckpt cannot be read: it is damaged, cut short, or not a checkpoint")
+    refuses(path, CheckpointError, "good.ckpt is damaged: its end is missing: it was cut short.")
 
 
 @pytest.mark.parametrize(

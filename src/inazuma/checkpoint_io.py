@@ -46,6 +46,9 @@ class CheckpointIO:
         """
         action()
 
+    def wait(self) -> None:
+        """Return when nothing is being written any more, and tell what failed."""
+
     def teardown(self) -> None:
         """Finish what is still being written."""
 
@@ -121,6 +124,9 @@ class AsyncCheckpointIO(CheckpointIO):
 
     def after_saving(self, action: Callable[[], object]) -> None:
         self._thread.after_saving(lambda: self.checkpoint_io.after_saving(action))
+
+    def wait(self) -> None:
+        self._thread.wait()
 
     def teardown(self) -> None:
         try:

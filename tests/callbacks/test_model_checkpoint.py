@@ -661,6 +661,13 @@ def test_link_points_to_the_newest_ranked_file(
     assert names(tmp_path) == ["epoch=0-step=4.ckpt", "epoch=2-step=12.ckpt", "last.ckpt"]
 
 
+def test_a_link_that_a_killed_process_left_half_made_is_gone_at_the_next_start(tmp_path: Path) -> None:
+    (tmp_path / "last.ckpt.tmp").symlink_to("epoch=0-step=4.ckpt")
+    (tmp_path / "users.ckpt.tmp").symlink_to("epoch=0-step=4.ckpt")
+    fit(inazuma, ModelCheckpoint(tmp_path, save_last="link", every_n_epochs=9))
+    assert sorted(os.listdir(tmp_path)) == ["last.ckpt", "users.ckpt.tmp"]
+
+
 def test_files_with_weights_only_hold_no_optimizer(tmp_path: Path) -> None:
     checkpoint = ModelCheckpoint(tmp_path, save_weights_only=True)
     fit(inazuma, checkpoint)

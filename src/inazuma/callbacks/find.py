@@ -70,8 +70,8 @@ def find(
     if ckpt_path == "auto":
         return _auto(fn, checkpoint_callbacks, trainer)
     path = _best(fn, checkpoint_callbacks, trainer) if ckpt_path == "best" else ckpt_path
-    if isinstance(path, (str, os.PathLike)) and (file := saved.read(os.fspath(path))) is not None and file.note:
-        files.verify(path)  # before any hook runs; other files are judged by loading them
+    if isinstance(path, (str, os.PathLike)) and _is_zip(os.fspath(path)):
+        _verify(os.fspath(path), trainer)  # before any hook runs; what is no zip file is judged by loading it
     return path
 
 
@@ -184,6 +184,14 @@ def _first_whole(candidates: Sequence[Saved], fn: TrainerFn, trainer: Trainer) -
         else:
             return file
     return None
+
+
+def _is_zip(path: str) -> bool:
+    """Whether there is a file that `torch.save` may have written since torch 1.6."""
+    if path.startswith(("http://", "https://")) or not files.exists(path) or files.isdir(path):
+        return False
+    with files.open_for_reading(path) as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 def _verify(path: str, trainer: Trainer) -> None:

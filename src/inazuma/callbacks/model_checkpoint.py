@@ -241,6 +241,9 @@ class ModelCheckpoint(Checkpoint):
             if trainer.is_global_zero:
                 for folder in self._folders(dirpath):
                     files.remove_leftovers(folder)
+                for path in files.listdir(dirpath) if self.save_last == "link" else ():
+                    if path.endswith(".tmp") and os.path.islink(path) and self._is_last(path.removesuffix(".tmp")):
+                        os.remove(path)  # of a process that was killed in `_link`
             self._warn_of_other_files(trainer, dirpath)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -301,6 +304,10 @@ class ModelCheckpoint(Checkpoint):
         if trainer.global_step == self._ranked_step and not self.save_weights_only:
             return self._newest
         return self._save(trainer, kind, now=True)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._settle(trainer)
 
     # When
 
@@ -380,6 +387,7 @@ class ModelCheckpoint(Checkpoint):
         Returns:
             The file written, `last` if both; "" if none was, after a warning if the disk or the store did not take it.
         """
+        self._settle(trainer)
         step, metrics, previous = trainer.global_step, self._metrics(trainer), self.last_model_path
         path, written, leaving, obsolete = "", "", list[str](), list[str]()
         before = vars(self).copy()
@@ -704,13 +712,30 @@ class ModelCheckpoint(Checkpoint):
             return known is not None and known.sha256 is None
         return self._wrote(file)
 
+    def _settle(self, trainer: Trainer) -> None:
+        """Learn what became of files that were still being written when their save returned; forget what is lost."""
+        store = trainer.strategy.checkpoint_io
+        pending = [file for file in self._saved.values() if file.sha256 is None and file.run in self._runs]
+        if not pending or not store.keeps_notes:
+            return
+        store.wait()
+        now = {file.path: saved.read(file.path) for file in pending}
+        whole = {path: file for path, file in now.items() if file is not None and file.sha256 is not None}
+        if trainer.strategy.broadcast(all(f.path in whole and whole[f.path].time_s == f.time_s for f in pending)):
+            self._saved = {**self._saved, **whole}
+            return
+        if self.last_model_path not in whole:
+            self.last_model_path = ""
+        self._take_up(trainer)  # what was to leave for a lost file is still there
+
     def _take_up(self, trainer: Trainer) -> None:
         """Find what this run has left in the directory: the best of it stay, whichever file it was resumed from."""
         found: list[Saved] = []
         if trainer.is_global_zero:
             all_files = map(saved.read, self.find_checkpoints(trainer))
             found = [file for file in all_files if file is not None and self._wrote(file)]
-            found += self._without_notes(trainer, {file.path for file in found})
+            if trainer.ckpt_path:
+                found += self._without_notes(trainer, {file.path for file in found})
         oldest_first = trainer.strategy.broadcast(sorted(found, key=lambda file: (file.step, file.time_s)))
         self._saved = {file.path: file for file in oldest_first}
         lasts = [path for path in self._saved if self._is_last(path)]
@@ -777,8 +802,9 @@ def _link(trainer: Trainer, target: str, link: str) -> None:
     Raises:
         CheckpointNotSaved: neither can be made; on rank 0.
     """
-    if trainer.is_global_zero:
-        temporary = f"{link}.tmp"
+    temporary = f"{link}.tmp"
+
+    def make() -> None:
         try:
             files.remove(temporary)  # of a process that was killed here
             try:
@@ -792,6 +818,9 @@ def _link(trainer: Trainer, target: str, link: str) -> None:
         except OSError as error:
             files.remove(temporary)
             raise CheckpointNotSaved(f"{link} does not point to {target}: {error}.") from error
+
+    if trainer.is_global_zero:
+        trainer.strategy.checkpoint_io.after_saving(make)
     trainer.strategy.barrier("ModelCheckpoint link")
 
 
