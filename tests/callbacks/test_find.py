@@ -178,6 +178,23 @@ def test_of_two_runs_in_a_directory_the_one_that_wrote_last_goes_on(tmp_path: Pa
     )
 
 
+def test_auto_finds_the_earlier_start_of_a_program_that_has_all_defaults(tmp_path: Path) -> None:
+    for epochs, first in ((2, 0), (3, 4), (4, 6)):
+        begin = Begin()
+        trainer = inazuma.Trainer(
+            default_root_dir=tmp_path,
+            max_epochs=epochs,
+            accelerator="cpu",
+            callbacks=[begin],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer.fit(Model(), loader(), loader(), ckpt_path="auto")
+        assert begin.step == first
+
+
 def test_auto_is_for_fit_alone(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r'`.test\(ckpt_path="auto"\)`: "auto" is for `fit`'):
         make_trainer(keeping(tmp_path)).test(Model(), loader(), ckpt_path="auto")

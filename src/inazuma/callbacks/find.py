@@ -146,7 +146,11 @@ def _auto(fn: TrainerFn, callbacks: Sequence[Callback], trainer: Trainer) -> str
         raise ValueError(
             f'`.{fn}(ckpt_path="auto")`: "auto" is for `fit`, which may also start anew. Use "last" or "best".'
         )
-    chosen = _first_whole(_all(callbacks, trainer), fn, trainer)
+    candidates = _all(callbacks, trainer)
+    if not candidates:  # this start has a directory of its own
+        earlier = [path for c in callbacks if isinstance(c, ModelCheckpoint) for path in c.find_earlier(trainer)]
+        candidates = saved.newest_first(filter(None, map(saved.read, earlier)))
+    chosen = _first_whole(candidates, fn, trainer)
     if chosen is None:
         where = [c.dirpath or c._default_dirpath(trainer) for c in callbacks if isinstance(c, ModelCheckpoint)]
         where += [callback.ckpt_path for callback in callbacks if isinstance(callback, OnExceptionCheckpoint)]

@@ -607,6 +607,18 @@ class ModelCheckpoint(Checkpoint):
         folders = self._folders(self.dirpath or self._default_dirpath(trainer))
         return [path for folder in folders for path in files.listdir(folder) if path.endswith(self.FILE_EXTENSION)]
 
+    def find_earlier(self, trainer: Trainer) -> list[str]:
+        """The files of earlier starts of the same program, where each start has a directory of its own.
+
+        So it is without a `dirpath`, under a logger that counts versions: `<save_dir>/<name>/version_<n>/checkpoints`.
+        """
+        if self.dirpath is not None or not trainer.loggers or isinstance(trainer.loggers[0].version, str):
+            return []
+        below, above = self._default_dirpath(trainer).rsplit("version_", 1)[0], re.compile(r"version_\d+")
+        versions = [path for path in files.listdir(below) if above.fullmatch(os.path.basename(path))]
+        folders = [folder for path in versions for folder in self._folders(files.join(path, "checkpoints"))]
+        return [path for folder in folders for path in files.listdir(folder) if path.endswith(self.FILE_EXTENSION)]
+
     def _is_last(self, path: str) -> bool:
         """Whether a file is named like `last`."""
         last = _FIELD.split(self.CHECKPOINT_NAME_LAST)[::3]  # the text between the fields
