@@ -48,15 +48,6 @@ def test_no_file_is_made_no_process_started_nothing_imported(answers: Answers) -
 
 
 # `files.load` lets torch's own words through
-NOT_YET = (
-    *("BUILD on a dict", "archive: a constants.pkl", "archive: code of TorchScript", "archive: no version"),
-    *(
-        "archive: another byte order",
-        "state_dict with other keys",
-        "archive: a bomb of zeros",
-        "archive: a bomb of names",
-    ),
-)
 
 
 def test_every_answer_is_a_load_or_an_error_that_says_what_is_wrong(answers: Answers) -> None:
@@ -65,7 +56,6 @@ def test_every_answer_is_a_load_or_an_error_that_says_what_is_wrong(answers: Ans
         f"{answer['door']}: {answer['file']}: {answer['error']}: {answer['text'][:200]}"
         for answer in answers
         if answer["error"] is not None
-        and answer["file"] not in NOT_YET
         and answer["error"] not in ours
         and answer["path"] not in answer["text"]  # says which file
         and "Error(s) in loading state_dict for Net" not in answer["text"]  # torch says which weights

@@ -184,7 +184,7 @@ def load(
         path: a local path, an address (http and https directly, others through fsspec) or an open binary file.
         map_location: as for `torch.load`. None is where the tensors were saved, or the CPU if that is missing here.
         weights_only: refuse files that hold more than tensors and plain data, as `torch.load` does. False runs code
-            that the file names. None is True, but False for http and https.
+            that the file names. None is True.
 
     Raises:
         FileNotFoundError: there is no file.
@@ -202,7 +202,7 @@ def load(
             downloaded = os.path.join(folder, "checkpoint")
             torch.hub.download_url_to_file(name, downloaded, progress=False)
             with open(downloaded, "rb") as file:
-                return _read(file, name, map_location, bool(weights_only))
+                return _read(file, name, map_location, weights_only is not False)
     if not exists(path):
         raise FileNotFoundError(f"Checkpoint file not found: {name}")
     if isdir(path):
@@ -257,7 +257,7 @@ def weights_of(checkpoint: Mapping[str, Any], name: object) -> dict[str, Any]:
         CheckpointError: there are none.
     """
     state = checkpoint.get("state_dict")
-    if isinstance(state, Mapping):
+    if isinstance(state, Mapping) and all(isinstance(key, str) for key in state):
         return state  # type: ignore[return-value]  # an OrderedDict in files of Lightning
     hint = ""
     if checkpoint and all(isinstance(value, torch.Tensor) for value in checkpoint.values()):
@@ -299,7 +299,7 @@ def _read(file: IO[bytes], name: str, map_location: MapLocation, weights_only: b
         if re.search(r"PytorchStreamReader|enforce fail|corrupt|EOF|magic number|legacy .tar", str(error)) is None:
             raise  # as "CUDA is not available"
         raise _damaged(name, error) from error
-    except (EOFError, LookupError, OSError, UnicodeError, struct.error, pickle.PickleError) as error:
+    except (AttributeError, EOFError, LookupError, OSError, UnicodeError, struct.error, pickle.PickleError) as error:
         raise _damaged(name, error) from error  # what unpickling raises over bytes that are wrong
     if not isinstance(content, dict):
         raise CheckpointError(f"{name} is not a checkpoint: it holds a {type(content).__name__}, not a dictionary.")

@@ -68,7 +68,8 @@ def fit(run: Run) -> None:
         return
     if run.validates and limits.validates_in_epoch(at.epoch):
         run.state.stage = RunningStage.VALIDATING
-        run.val.open(run, at.epoch)
+        with run.apart():
+            run.val.open(run, at.epoch)
         run.state.stage = RunningStage.TRAINING
         run.check_dataloader_idx("validation", run.val)
     hooks.fire("on_train_start")
