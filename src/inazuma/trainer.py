@@ -22,7 +22,7 @@ from inazuma import files, loop
 from inazuma.arguments import check_barebones, check_kinds, clipping, set_determinism, split_plugins, with_environment
 from inazuma.callbacks.callback import Callback
 from inazuma.callbacks.checkpoint import Checkpoint
-from inazuma.callbacks.defaults import with_defaults, with_module_callbacks
+from inazuma.callbacks.defaults import TOOLS, with_defaults, with_module_callbacks
 from inazuma.callbacks.early_stopping import EarlyStopping
 from inazuma.callbacks.find import find
 from inazuma.callbacks.progress import ProgressBar
@@ -261,6 +261,8 @@ class Trainer:
         )
         if any(device_room.available(kind) for kind in ("cuda", "mps")):
             rank_zero_info(device_room.describe(found))
+        for tool in TOOLS:
+            tool(self)
 
     # What the constructor makes
 
