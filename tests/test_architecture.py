@@ -21,6 +21,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "inazuma"
 
 # A name is a file or a folder (a room, with all that is in it); the longest match counts. "" is inazuma/__init__.py.
 FLOORS: dict[int, str] = {
+    7: "__main__",
     6: "",
     5: "cli tuner report testing plugins accelerators utilities",
     4: "views arguments trainer",
@@ -28,7 +29,8 @@ FLOORS: dict[int, str] = {
     2: "data strategies precision checkpoint callbacks loggers profilers",
     1: "callbacks.callback loggers.logger checkpoint_io progress hparams optim logbook hooks datahooks summary module"
     " datamodule",
-    0: "errors states duration tables ranks signals seed tree fingerprints devices files modes",
+    0: "errors states duration tables ranks signals seed tree fingerprints snapshot devices container saving files"
+    " modes",
 }
 LEFT_TO_RIGHT = (0, 1, 3, 4)  # floors whose files may import what stands left of them
 DOORS = ("plugins", "accelerators", "utilities")  # they open on other rooms and hold nothing of their own

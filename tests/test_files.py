@@ -1,7 +1,6 @@
 import argparse
 import os
 import pickle
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -35,13 +34,6 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def run(code: str, *args: object) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[1])}
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, args)], stdout=subprocess.PIPE, text=True, env=environment
-    )
-
-
 # Writing
 
 
@@ -68,50 +60,6 @@ def test_a_save_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> N
         files.atomic_save({"big": torch.zeros(1000), "bad": Unpicklable()}, path)
     assert files.load(path) == {"epoch": 1}
     assert names(tmp_path) == ["a.ckpt"]
-
-
-FILL_THE_DISK = """
-import resource, signal, sys, torch
-from inazuma import files
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-try:
-    files.atomic_save({"big": torch.zeros(1_000_000)}, sys.argv[1])
-except (OSError, RuntimeError):
-    print("failed")
-"""
-
-
-def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
-    path = tmp_path / "a.ckpt"
-    files.atomic_save({"epoch": 1}, path)
-    assert run(FILL_THE_DISK, path).communicate()[0] == "failed\n"
-    assert files.load(path) == {"epoch": 1}
-    assert names(tmp_path) == ["a.ckpt"]
-
-
-SAVE_FOREVER = """
-import sys, torch
-from inazuma import files
-for epoch in range(1_000_000):
-    files.atomic_save({"epoch": epoch, "big": torch.zeros(2_000_000)}, sys.argv[1])
-    print(epoch, flush=True)
-"""
-
-
-def test_a_killed_save_leaves_a_whole_file_and_the_next_save_cleans_up(tmp_path: Path) -> None:
-    path = tmp_path / "a.ckpt"
-    with run(SAVE_FOREVER, path) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "0\n"
-        process.kill()
-    assert files.load(path)["big"].numel() == 2_000_000
-    dead = tmp_path / files._temporary_name("a.ckpt").replace(f".{os.getpid()}.", f".{process.pid}.")
-    dead.touch()  # in case that it was killed between two saves
-    other = tmp_path / files._temporary_name("a.ckpt")
-    other.touch()  # belongs to a process that lives
-    files.atomic_save({}, path)
-    assert names(tmp_path) == sorted(["a.ckpt", other.name])
 
 
 def test_a_name_as_long_as_the_file_system_allows_can_be_saved(tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ TRAINER_ARGUMENTS: dict[str, Any] = {
     "enable_autolog_hparams": True,
     "model_registry": None,
 }
+OWN_TRAINER_ARGUMENTS: dict[str, Any] = {"async_checkpointing": False}  # behind Lightning's
 
 # Lightning's keys stay where Lightning puts them; what an exact resume needs besides goes under one key of our own.
 CHECKPOINT_KEYS = {
@@ -174,7 +175,7 @@ def test_the_public_names_are_these() -> None:
 
 
 def test_the_arguments_of_the_trainer_and_their_defaults_are_these() -> None:
-    assert trainer_arguments(inazuma.Trainer) == TRAINER_ARGUMENTS
+    assert trainer_arguments(inazuma.Trainer) == TRAINER_ARGUMENTS | OWN_TRAINER_ARGUMENTS
 
 
 def test_the_keys_of_a_checkpoint_are_these(tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ def check_kinds(arguments: dict[str, Any]) -> None:
         "barebones",
         "sync_batchnorm",
         "enable_autolog_hparams",
+        "async_checkpointing",
     ):
         value = arguments[name]
         if value is not None and not isinstance(value, int):

@@ -3,6 +3,7 @@
 Exception
 ├── MisconfigurationException   the program asks for something that cannot work; says what to change
 └── CheckpointError             a checkpoint cannot be read, or does not fit this run
+    └── CheckpointNotSaved      the disk or the store did not take it (an OSError, too)
 SystemExit
 └── SIGTERMException            the process was asked to end
 UserWarning
@@ -18,6 +19,10 @@ class MisconfigurationException(Exception):
 
 class CheckpointError(Exception):
     """A checkpoint cannot be read, or does not fit the run that loads it. The message names the file."""
+
+
+class CheckpointNotSaved(CheckpointError, OSError):
+    """The disk or the store did not take a checkpoint. The message says where, how large it is and how much is free."""
 
 
 class SIGTERMException(SystemExit):

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import pickle
 import re
 import shutil
-import socket
 import struct
 import tempfile
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 import torch
 
+from inazuma import container, saving
 from inazuma.errors import CheckpointError
 
 PathLike: TypeAlias = str | os.PathLike[str]
@@ -107,8 +107,7 @@ def remove(path: PathLike) -> None:
     """Delete a file, or a directory with all it holds. One that is gone already is fine: ranks may race."""
     if not is_local(path):
         fs, remote = _filesystem(path)
-        if fs.exists(remote):
-            fs.rm(remote, recursive=True)
+        saving.retried(lambda: fs.rm(remote, recursive=True) if fs.exists(remote) else None)
     elif isdir(path) and not os.path.islink(_local(path)):
         shutil.rmtree(_local(path), ignore_errors=False)
     else:
@@ -135,88 +134,42 @@ def _filesystem(path: PathLike) -> tuple[Any, str]:
 # ---------------------------------------------------------------------------------------------------- write
 
 
-def atomic_save(obj: Any, path: PathLike) -> None:
+def atomic_save(obj: Any, path: PathLike, note: Mapping[str, Any] | None = None) -> str:
     """`torch.save(obj, path)` such that, whatever happens, `path` holds the whole old content or the whole new one.
 
     The bytes go to a hidden file beside the target, are flushed to the disk, and the file is then renamed. Directories
-    that are missing are created. Writing streams: it needs no memory for a second copy.
+    that are missing are created. Writing streams: it needs no memory for a second copy. The file carries its checksum
+    and a note (`container`); in a store, its size is checked before it gets its name, and what fails for a moment is
+    tried again.
 
     Args:
         obj: what `torch.save` takes.
         path: a local path, or an address for fsspec.
+        note: plain data about the file, for `read_note`; see `container.encode` for how much.
+
+    Returns:
+        The checksum.
 
     Raises:
-        OSError, RuntimeError: from the disk or torch. The hidden file is removed and `path` is as it was.
+        CheckpointNotSaved: the disk or the store did not take it. The hidden file is removed and `path` is as it was.
+        TypeError, ValueError: `note` is no JSON, or too long.
         ImportError: an address, and fsspec is not installed.
     """
-    if is_local(path):
-        _save_local(obj, Path(_local(path)))
-    else:
-        _save_remote(obj, path)
+    text = container.encode(note)
+    if not is_local(path):
+        fs, remote = _filesystem(path)
+        return saving.save_remote(obj, fs, remote, text)
+    target = Path(_local(path))
+    with contextlib.suppress(OSError):  # what cannot be looked at may still be written to
+        remove_leftovers(target.parent)
+    return saving.save_local(obj, target, text)
 
 
-def _save_local(obj: Any, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(target)
-    temporary = target.with_name(_temporary_name(target.name))
-    try:
-        with open(temporary, "xb") as file:
-            torch.save(obj, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":
-        directory = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)  # the new name survives a power cut only then
-        finally:
-            os.close(directory)
-
-
-def _save_remote(obj: Any, path: PathLike) -> None:
-    fs, target = _filesystem(path)
-    parent, _, name = target.rpartition("/")
-    temporary = f"{parent}/{_temporary_name(name)}" if parent else _temporary_name(name)
-    if parent:
-        fs.makedirs(parent, exist_ok=True)
-    try:
-        with fs.open(temporary, "wb") as file:
-            torch.save(obj, file)
-        fs.mv(temporary, target)
-    except BaseException:
-        if fs.exists(temporary):
-            fs.rm(temporary)
-        raise
-
-
-def _temporary_name(name: str) -> str:
-    """A hidden name, unique to this call, that tells who writes; short enough for a file system's 255 bytes."""
-    return f".{name[:60]}.{socket.gethostname()[:60]}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
-
-
-def _remove_leftovers(target: Path) -> None:
-    """Delete what killed processes of this machine left behind while they wrote `target`."""
-    if os.name != "posix":  # no harmless way to ask whether a process lives
-        return
-    prefix = f".{target.name[:60]}.{socket.gethostname()[:60]}."
-    for entry in target.parent.iterdir():
-        if entry.name.startswith(prefix) and entry.name.endswith(".tmp"):
-            pid = entry.name.removeprefix(prefix).partition(".")[0]
-            if pid.isdecimal() and not _is_alive(int(pid)):
-                entry.unlink(missing_ok=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)  # asks, sends nothing
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def remove_leftovers(directory: PathLike) -> None:
+    """Delete what killed processes of this machine left behind in a directory while they saved."""
+    for path in listdir(directory):
+        if saving.is_leftover(os.path.basename(path)):
+            remove(path)
 
 
 # ---------------------------------------------------------------------------------------------------- read
@@ -256,6 +209,45 @@ def load(
         raise CheckpointError(f"{name} is a directory, not a checkpoint file. Name a file in it.")
     with open_for_reading(path) as file:
         return _read(file, name, map_location, weights_only is not False)
+
+
+def read_note(path: PathLike) -> dict[str, Any] | None:
+    """The note that `atomic_save` wrote into a file, read from its last bytes; None for a file without one.
+
+    Raises:
+        FileNotFoundError: there is no file.
+    """
+    with open_for_reading(path) as file:
+        return container.read_note(file)
+
+
+def verify(path: PathLike) -> None:
+    """Read all of a checkpoint file and compare it with its checksum. Nothing in it is run, or kept in memory.
+
+    A file of inazuma has one checksum over all its bytes. In other files of torch each record has one. The format of
+    torch before 1.6 has none: such a file passes if it can be loaded with `weights_only=True`.
+
+    Raises:
+        FileNotFoundError: there is no file.
+        CheckpointError: the file is damaged, cut short, or not a checkpoint; the message says which and how.
+    """
+    name = os.fspath(path)
+    if not exists(path):
+        raise FileNotFoundError(f"Checkpoint file not found: {name}")
+    if isdir(path):
+        raise CheckpointError(f"{name} is a directory, not a checkpoint file. Name a file in it.")
+    with open_for_reading(path) as file:
+        if file.read(4) == _MAGIC[0]:
+            container.check(file, name)
+            return
+        file.seek(0)
+        try:
+            _read(file, name, "cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(
+                f"{name} cannot be verified: it is in the format of torch before 1.6, which has no checksums, and "
+                "holds objects. Save it again with a newer torch."
+            ) from error
 
 
 def weights_of(checkpoint: Mapping[str, Any], name: object) -> dict[str, Any]:

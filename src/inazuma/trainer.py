@@ -28,6 +28,7 @@ from inazuma.callbacks.find import find
 from inazuma.callbacks.progress import ProgressBar
 from inazuma.callbacks.timer import Timer
 from inazuma.checkpoint.state import gather
+from inazuma.checkpoint_io import AsyncCheckpointIO
 from inazuma.data.loaders import Loaders, death_of_worker, message_first
 from inazuma.datahooks import DataHooks
 from inazuma.datamodule import LightningDataModule
@@ -137,6 +138,7 @@ class Trainer:
         default_root_dir: where files go. Default: the working directory.
         enable_autolog_hparams: give hyper-parameters to the loggers.
         model_registry: a name in a model registry.
+        async_checkpointing: write checkpoints in the background, from a copy in CPU memory; see `AsyncCheckpointIO`.
 
     Raises:
         MisconfigurationException: an argument, or a combination, that cannot work.
@@ -188,6 +190,7 @@ class Trainer:
         default_root_dir: str | os.PathLike[str] | None = None,
         enable_autolog_hparams: bool = True,
         model_registry: str | None = None,
+        async_checkpointing: bool = False,
     ) -> None:
         if model_registry is not None:
             raise MisconfigurationException(
@@ -244,6 +247,8 @@ class Trainer:
             rank_zero_info(f"{len(found)} devices are there; this version of inazuma uses the first one, {found[0]}.")
             found = found[:1]
         self.strategy = select_strategy(strategy, found, num_nodes, checkpoint_io)
+        if async_checkpointing and not isinstance(self.strategy.checkpoint_io, AsyncCheckpointIO):
+            self.strategy.checkpoint_io = AsyncCheckpointIO(self.strategy.checkpoint_io)
         self.num_nodes = num_nodes
         self.precision_plugin = own_precision or select_precision(precision, self.strategy.root_device)
 

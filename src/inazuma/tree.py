@@ -79,6 +79,31 @@ def recursive_detach(tree: Any, to_cpu: bool = False) -> Any:
     return apply_to_collection(tree, Tensor, lambda tensor: tensor.detach().cpu() if to_cpu else tensor.detach())
 
 
+def tensors(tree: Any) -> Iterator[Tensor]:
+    """The tensors of a nested structure, depth first."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, Mapping):
+        for value in tree.values():
+            yield from tensors(value)
+    elif isinstance(tree, (list, tuple)):
+        for item in tree:
+            yield from tensors(item)
+    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        for _, value in _fields(tree):
+            yield from tensors(value)
+
+
+def size_bytes(tree: Any) -> int:
+    """How much memory the tensors of a nested structure take, counted once where they share it."""
+    storages = {
+        tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
+        for tensor in tensors(tree)
+        if tensor.layout is torch.strided
+    }
+    return sum(storages.values())
+
+
 def convert_tensors_to_scalars(tree: Any) -> Any:
     """Copy a nested structure with its tensors as Python numbers; waits for the GPU.
 

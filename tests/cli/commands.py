@@ -1,10 +1,8 @@
-"""The user's program of these tests, and a way to run one command in this process."""
+"""The user's program of these tests."""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from types import ModuleType
 
 # Trains 2 epochs of 6 batches in windows of 2, validates twice in each, and says with its arguments what is wrong.
 SCRIPT = """
@@ -80,12 +78,3 @@ def script(folder: Path) -> Path:
     path = folder / "train.py"
     path.write_text(SCRIPT)
     return path
-
-
-def run(command: ModuleType, *argv: str) -> int:
-    """Run one command, with its parser."""
-    parser = argparse.ArgumentParser("inazuma")
-    command.add_to(parser.add_subparsers())
-    args = parser.parse_args(argv)
-    code: int = args.run(args)
-    return code

@@ -9,10 +9,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.cli.commands import run, script
+from tests.cli.commands import script
 
 from inazuma.callbacks.defaults import TOOLS
-from inazuma.cli import replay
+from inazuma.cli.main import main
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_a_step_is_reached_from_the_nearest_checkpoint(
     step: int, checkpoint: str | None, replayed: int, recorded: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = contents(recorded.parent)
-    assert run(replay, "replay", str(recorded), "--step", str(step)) == 0
+    assert main(["replay", str(recorded), "--step", str(step)]) == 0
     out = capsys.readouterr().out
     assert (f"from {recorded / checkpoint} " if checkpoint else "from the start") in out
     assert f"faithful: {replayed} replayed batches are as recorded" in out
@@ -52,7 +52,7 @@ def test_a_step_is_reached_from_the_nearest_checkpoint(
 def test_a_replay_that_is_another_run_says_so(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = recorded.parent / "train.py"
     path.write_text(path.read_text().replace("lr=0.01", "lr=0.02"))
-    assert run(replay, "replay", str(recorded), "--step", "1") == 1
+    assert main(["replay", str(recorded), "--step", "1"]) == 1
     out = capsys.readouterr().out
     assert "The replay is NOT faithful" in out
     assert "the runs part at epoch 0, batch 1, step 0: weights" in out
@@ -62,7 +62,7 @@ def test_the_debugger_stops_in_the_step(
     recorded: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("p 'at', self.global_step, batch_idx\nc\nc\n"))
-    assert run(replay, "replay", str(recorded), "--step", "1", "--pdb") == 0
+    assert main(["replay", str(recorded), "--step", "1", "--pdb"]) == 0
     assert "('at', 1, 2)" in capsys.readouterr().out
 
 
@@ -71,12 +71,12 @@ def test_an_exception_in_the_step_is_shown_and_debugged(
 ) -> None:
     path = recorded.parent / "train.py"
     path.write_text(path.read_text().replace('"fails" in sys.argv', "True"))
-    assert run(replay, "replay", str(recorded), "--step", "4") == 1
+    assert main(["replay", str(recorded), "--step", "4"]) == 1
     captured = capsys.readouterr()
     assert "ValueError: the step fails here" in captured.err
     assert "No batch was replayed to the end" in captured.out  # it began with the batch that fails
     monkeypatch.setattr("sys.stdin", io.StringIO("c\np 'in', self.global_step\nq\n"))
-    assert run(replay, "replay", str(recorded), "--step", "4", "--pdb") == 1
+    assert main(["replay", str(recorded), "--step", "4", "--pdb"]) == 1
     assert "('in', 4)" in capsys.readouterr().out
 
 
@@ -85,7 +85,7 @@ def test_checkpoints_of_another_run_are_left_alone(recorded: Path, capsys: pytes
     (recorded / "4.ckpt").write_bytes(b"damaged")
     digest = recorded / "digest.bin"
     digest.write_bytes(digest.read_bytes()[:-36] + b"\0" * 36)  # the last batch is of another run
-    assert run(replay, "replay", str(recorded), "--step", "5") == 1
+    assert main(["replay", str(recorded), "--step", "5"]) == 1
     out = capsys.readouterr().out
     assert f"not used: {recorded / '4.ckpt'}" in out
     assert f"from {recorded}" in out
@@ -96,10 +96,10 @@ def test_what_cannot_be_replayed_ends_with_2(recorded: Path, capsys: pytest.Capt
         (["--step", "-1"], "before the record"),
         (["--step", "60"], "the program ended before step 60"),
     ):
-        assert run(replay, "replay", str(recorded), *argv) == 2
+        assert main(["replay", str(recorded), *argv]) == 2
         assert message in capsys.readouterr().err
     (recorded.parent / "train.py").unlink()
-    assert run(replay, "replay", str(recorded), "--step", "1") == 2
+    assert main(["replay", str(recorded), "--step", "1"]) == 2
     assert "is no file here" in capsys.readouterr().err
-    assert run(replay, "replay", str(recorded.parent), "--step", "1") == 2
+    assert main(["replay", str(recorded.parent), "--step", "1"]) == 2
     assert "does not exist" in capsys.readouterr().err

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.cli.commands import run, script
+from tests.cli.commands import script
 
-from inazuma.cli import verify_resume
+from inazuma.cli.main import main
 from inazuma.cli.verify_resume import choose, ends_alike
 from inazuma.cli.watch import Moment
 
@@ -20,9 +20,10 @@ STRAIGHT = re.compile(r"from the start, killed at .*: \d+ batches identical")
 
 
 def verify(folder: Path, *argv: str, kills: int = 1) -> int:
-    return run(verify_resume, "verify-resume", "--kills", str(kills), str(script(folder)), *argv)
+    return main(["verify-resume", "--kills", str(kills), str(script(folder)), *argv])
 
 
+@pytest.mark.timeout(300)  # three processes that import torch
 def test_a_dataset_that_keeps_its_own_generator_is_caught(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert verify(tmp_path, "own-generator") == 1
     out = capsys.readouterr().out
@@ -33,6 +34,7 @@ def test_a_dataset_that_keeps_its_own_generator_is_caught(tmp_path: Path, capsys
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("arguments", [(), ("unseeded",), ("two-fits",)])
 def test_a_script_that_resumes_exactly_is_proven_so(
     arguments: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -48,6 +50,7 @@ def test_a_script_that_resumes_exactly_is_proven_so(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_script_that_does_not_repeat_itself_is_told_from_a_bad_resume(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -56,18 +59,19 @@ def test_a_script_that_does_not_repeat_itself_is_told_from_a_bad_resume(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_script_that_cannot_be_verified_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert verify(tmp_path, "fails") == 2
     assert "ValueError: the step fails here" in capsys.readouterr().err
     (tmp_path / "other.py").write_text("print('nothing to train')")
-    assert run(verify_resume, "verify-resume", str(tmp_path / "other.py")) == 2
+    assert main(["verify-resume", str(tmp_path / "other.py")]) == 2
     assert "never called `Trainer.fit`" in capsys.readouterr().err
-    assert run(verify_resume, "verify-resume", "--timeout", "0.01", str(tmp_path / "other.py")) == 2
+    assert main(["verify-resume", "--timeout", "0.01", str(tmp_path / "other.py")]) == 2
     assert "took more than 0.01 seconds" in capsys.readouterr().err
 
 
 def test_no_kill_is_no_proof(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(verify_resume, "verify-resume", "--kills", "0", "train.py") == 2
+    assert main(["verify-resume", "--kills", "0", "train.py"]) == 2
     assert "proves nothing" in capsys.readouterr().err
 
 

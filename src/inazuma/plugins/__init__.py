@@ -1,0 +1,5 @@
+"""What `Trainer(plugins=...)` takes, under Lightning's names."""
+
+from inazuma.plugins.io import AsyncCheckpointIO, CheckpointIO, TorchCheckpointIO
+
+__all__ = ["AsyncCheckpointIO", "CheckpointIO", "TorchCheckpointIO"]
