@@ -185,6 +185,15 @@ def test_weights_and_gradients_are_followed_wherever_they_move() -> None:
     assert tensors.gradients() == 0
 
 
+def test_a_tensor_that_shrinks_where_it_lies_is_read_to_its_own_end() -> None:
+    net = nn.Module()
+    net.register_buffer("queue", torch.arange(8.0))
+    tensors = ModuleTensors(net)
+    whole = tensors.weights()
+    net.queue = net.queue[:4]  # at the same address
+    assert tensors.weights() == of_memory(torch.arange(4.0)) != whole
+
+
 @pytest.mark.filterwarnings("ignore:Sparse")
 def test_sparse_gradients_are_hashed() -> None:
     net = nn.Embedding(10, 4, sparse=True)

@@ -213,7 +213,7 @@ class ModuleTensors:
         crc = 0
         for slot in self._weights:
             if (tensor := slot.owner[slot.name]) is not None:
-                if tensor.is_contiguous() and tensor.data_ptr() == slot.address:
+                if tensor.is_contiguous() and tensor.data_ptr() == slot.address and tensor.nbytes == slot.size_bytes:
                     crc = slot.hash(slot.region, crc)
                 else:
                     crc = slot.find(tensor, crc)
@@ -228,7 +228,11 @@ class ModuleTensors:
         crc = before
         for slot in self._gradients:
             if (parameter := slot.owner[slot.name]) is not None and (gradient := parameter.grad) is not None:
-                if gradient.is_contiguous() and gradient.data_ptr() == slot.address:
+                if (
+                    gradient.is_contiguous()
+                    and gradient.data_ptr() == slot.address
+                    and gradient.nbytes == slot.size_bytes
+                ):
                     crc = slot.hash(slot.region, crc)
                 else:
                     crc = slot.find(gradient, crc)
@@ -238,11 +242,11 @@ class ModuleTensors:
 class _Slot:
     """One place of a module, and the memory that was found there last: most often it is the same again."""
 
-    __slots__ = ("address", "hash", "name", "owner", "region")
+    __slots__ = ("address", "hash", "name", "owner", "region", "size_bytes")
 
     def __init__(self, owner: dict[str, Any], name: str) -> None:
         self.owner, self.name = owner, name
-        self.address = -1
+        self.address = self.size_bytes = -1
         self.region: Any = None
         self.hash: Callable[[Any, int], int] = _CRC
 
@@ -250,7 +254,7 @@ class _Slot:
         """The hash of `tensor`, which lies elsewhere than the last one."""
         if not tensor.is_contiguous():
             return of_memory(tensor, crc)
-        self.address, self.region = tensor.data_ptr(), _region_of(tensor)
+        self.address, self.size_bytes, self.region = tensor.data_ptr(), tensor.nbytes, _region_of(tensor)
         self.hash = _CRC if tensor.nbytes <= SMALL else _of_large
         return self.hash(self.region, crc)
 

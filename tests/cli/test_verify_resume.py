@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.cli.commands import script
 
+from inazuma.callbacks.digest_file import read_digest
+from inazuma.callbacks.run_record import read_sessions
 from inazuma.cli.main import main
 from inazuma.cli.verify_resume import choose, ends_alike
 from inazuma.cli.watch import Moment
@@ -47,6 +49,18 @@ def test_a_script_that_resumes_exactly_is_proven_so(
         assert f"killed at {'' if place.startswith('the') else 'epoch'}" in out
         assert place in out
     assert ("calls `fit` 2 times" in out) == (arguments == ("two-fits",))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_digest_of_the_script_itself_goes_on_through_all_kills(tmp_path: Path) -> None:
+    assert verify(tmp_path, "digest", kills=5) == 0
+    killed, straight = read_digest(tmp_path / "run"), read_digest(tmp_path / "run/digest-0.bin")
+    assert len(killed) == 12
+    assert killed.data == straight.data
+    sessions = read_sessions(tmp_path / "run")
+    assert [session["exit"] for session in sessions[:-1]] == ["running"] * (len(sessions) - 1)
+    assert sessions[-1]["exit"].startswith("finished")
 
 
 @pytest.mark.slow

@@ -162,8 +162,12 @@ class Verification:
                 f"the script chooses what to resume from itself ({result.resumed_from}), so that it does not resume "
                 "from the checkpoint of the tool. Call `fit` without ckpt_path where a run may be verified."
             )
-        path = digest_path(folder)  # missing where nothing was left to train
-        return Attempt(folder, result, read_digest(folder) if path.exists() else Digest(path, b""), was_killed)
+        path = digest_path(folder)
+        if path.exists():
+            return Attempt(folder, result, read_digest(folder), was_killed)
+        if ckpt_path is None:
+            raise CannotVerify(f"no digest could be kept: a `fast_dev_run`, or no space? Its last lines:\n\n{output}")
+        return Attempt(folder, result, Digest(path, b""), was_killed)  # nothing was left to train
 
     def _process(self, folder: Path) -> tuple[int, str]:
         """The exit code (a negative signal number) and the last lines of the output."""
