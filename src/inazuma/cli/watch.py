@@ -106,7 +106,8 @@ class Watcher(RunDigest):
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self.result.fits += 1
-            self.result.resumed_from = None if trainer.ckpt_path is None else str(trainer.ckpt_path)
+            if self.is_watching and trainer.ckpt_path is not None:
+                self.result.resumed_from = str(trainer.ckpt_path)
             for other in self._trainers:
                 other.ckpt_path = None  # the calls behind this one load what the script says
             self._write()
