@@ -25,7 +25,7 @@ from inazuma.arguments import check_barebones, check_kinds, clipping, set_determ
 from inazuma.bad_steps import BadSteps
 from inazuma.callbacks.callback import Callback
 from inazuma.callbacks.checkpoint import Checkpoint
-from inazuma.callbacks.defaults import with_defaults, with_module_callbacks
+from inazuma.callbacks.defaults import TOOLS, with_defaults, with_module_callbacks
 from inazuma.callbacks.early_stopping import EarlyStopping
 from inazuma.callbacks.find import VARIABLE, find
 from inazuma.callbacks.model_checkpoint import ModelCheckpoint
@@ -287,6 +287,8 @@ class Trainer:
         )
         if any(device_room.available(kind) for kind in ("cuda", "mps")):
             rank_zero_info(device_room.describe(found))
+        for tool in TOOLS:
+            tool(self)
 
     # What the constructor makes
 

@@ -13,6 +13,7 @@ from inazuma.callbacks.model_summary import ModelSummary
 from inazuma.callbacks.on_exception_checkpoint import OnExceptionCheckpoint
 from inazuma.callbacks.progress import ProgressBar, RichProgressBar, TQDMProgressBar
 from inazuma.callbacks.rich_model_summary import RichModelSummary
+from inazuma.callbacks.run_digest import RunDigest
 from inazuma.callbacks.stochastic_weight_avg import StochasticWeightAveraging
 from inazuma.callbacks.timer import Timer
 from inazuma.callbacks.weight_averaging import EMAWeightAveraging, WeightAveraging
@@ -32,6 +33,7 @@ __all__ = [
     "ProgressBar",
     "RichModelSummary",
     "RichProgressBar",
+    "RunDigest",
     "StochasticWeightAveraging",
     "TQDMProgressBar",
     "Timer",

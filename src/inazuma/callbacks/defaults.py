@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from inazuma.callbacks.callback import Callback
@@ -18,6 +18,10 @@ from inazuma.ranks import rank_zero_info
 
 if TYPE_CHECKING:
     from inazuma.module import LightningModule
+    from inazuma.trainer import Trainer
+
+# What tools that run the user's program in their process do to every Trainer it makes, as adding a callback.
+TOOLS: list[Callable[[Trainer], None]] = []
 
 
 def with_defaults(

@@ -7,10 +7,11 @@ import pickle
 import sys
 from collections.abc import Sequence
 
-from inazuma.cli import ckpt
+from inazuma.cli import ckpt, diff, replay, verify_resume
 from inazuma.errors import CheckpointError
 
-COMMANDS = (ckpt,)  # each has `add_to(subparsers)`, which sets `run`: arguments in, exit code out
+# Each has `add_to(subparsers)`, which sets `run`: arguments in, exit code out.
+COMMANDS = (ckpt, diff, verify_resume, replay)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,7 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 for a good answer, 1 for a bad one (a damaged file, a difference), 2 if there is none.
     """
-    parser = argparse.ArgumentParser("inazuma", description="Look at what inazuma wrote, without the code that ran.")
+    parser = argparse.ArgumentParser(
+        "inazuma", description="Look at checkpoints, compare runs, prove that a script resumes exactly, replay a step."
+    )
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add_to(subparsers)

@@ -1,0 +1,110 @@
+"""`inazuma verify-resume` kills and resumes the user's script, and names what a resume loses."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.cli.commands import script
+
+from inazuma.callbacks.digest_file import read_digest
+from inazuma.callbacks.run_record import read_sessions
+from inazuma.cli.main import main
+from inazuma.cli.verify_resume import choose, ends_alike
+from inazuma.cli.watch import Moment
+
+STRAIGHT = re.compile(r"from the start, killed at .*: \d+ batches identical")
+
+
+def verify(folder: Path, *argv: str, kills: int = 1) -> int:
+    return main(["verify-resume", "--kills", str(kills), str(script(folder)), *argv])
+
+
+@pytest.mark.timeout(300)  # three processes that import torch
+def test_a_dataset_that_keeps_its_own_generator_is_caught(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify(tmp_path, "own-generator") == 1
+    out = capsys.readouterr().out
+    assert STRAIGHT.search(out)  # it is the resume that is at fault
+    assert re.search(r"resumed at epoch .*: DIFFERS\nthe runs part at epoch \d, batch \d, step \d: data\n", out)
+    assert "Does the dataset, sampler or transform keep a state of its own" in out
+    assert [path.name for path in tmp_path.iterdir()] == ["train.py"]  # what the Trainer wrote lay elsewhere
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("arguments", [(), ("unseeded",), ("two-fits",)])
+def test_a_script_that_resumes_exactly_is_proven_so(
+    arguments: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verify(tmp_path, *arguments, kills=5) == 0
+    out = capsys.readouterr().out
+    assert "straight: 12 batches, 2 epochs" in out
+    assert "identical: killed 5 times, 12 batches; weights, optimizers" in out
+    for place in ("inside an accumulation window", "of a validation", "the end of epoch"):
+        assert f"killed at {'' if place.startswith('the') else 'epoch'}" in out
+        assert place in out
+    assert ("calls `fit` 2 times" in out) == (arguments == ("two-fits",))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_digest_of_the_script_itself_goes_on_through_all_kills(tmp_path: Path) -> None:
+    assert verify(tmp_path, "digest", kills=5) == 0
+    killed, straight = read_digest(tmp_path / "run"), read_digest(tmp_path / "run/digest-0.bin")
+    assert len(killed) == 12
+    assert killed.data == straight.data
+    sessions = read_sessions(tmp_path / "run")
+    assert [session["exit"] for session in sessions[:-1]] == ["running"] * (len(sessions) - 1)
+    assert sessions[-1]["exit"].startswith("finished")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_script_that_does_not_repeat_itself_is_told_from_a_bad_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verify(tmp_path, "entropy") == 1
+    assert "The script was not killed yet: two runs from the start differ" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_script_that_cannot_be_verified_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify(tmp_path, "fails") == 2
+    assert "ValueError: the step fails here" in capsys.readouterr().err
+    (tmp_path / "other.py").write_text("print('nothing to train')")
+    assert main(["verify-resume", str(tmp_path / "other.py")]) == 2
+    assert "never called `Trainer.fit`" in capsys.readouterr().err
+    assert main(["verify-resume", "--timeout", "0.01", str(tmp_path / "other.py")]) == 2
+    assert "took more than 0.01 seconds" in capsys.readouterr().err
+
+
+def test_no_kill_is_no_proof(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify-resume", "--kills", "0", "train.py"]) == 2
+    assert "proves nothing" in capsys.readouterr().err
+
+
+HOOKS = ["on_train_batch_end", "on_validation_batch_end", "on_train_epoch_end"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(hooks=st.lists(st.tuples(st.sampled_from(HOOKS), st.booleans()), max_size=30), kills=st.integers(1, 8))
+def test_moments_are_chosen_once_each_in_the_order_of_the_run(hooks: list[tuple[str, bool]], kills: int) -> None:
+    moments = [Moment(hook, 0, i, 0, 0, hook == HOOKS[0] and is_open) for i, (hook, is_open) in enumerate(hooks)]
+    chosen = choose(moments, kills, random.Random(1))
+    assert len(chosen) == min(kills, len(moments))
+    assert chosen == [moment for moment in moments if moment in chosen]
+    if kills >= 4:
+        assert {(m.hook, m.window_is_open) for m in chosen} == {(m.hook, m.window_is_open) for m in moments}
+
+
+def test_what_differs_at_the_end_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    end = {"steps": 3, "weights of head": 5, "metric loss": "0x1p0"}
+    assert ends_alike(end, json.loads(json.dumps(end)))
+    assert not ends_alike(end, end | {"weights of head": 6})
+    assert "at the end: weights of head" in capsys.readouterr().out
