@@ -47,9 +47,6 @@ def test_no_file_is_made_no_process_started_nothing_imported(answers: Answers) -
     assert harmed == []
 
 
-# `files.load` lets torch's own words through
-
-
 def test_every_answer_is_a_load_or_an_error_that_says_what_is_wrong(answers: Answers) -> None:
     ours = ("CheckpointError", "UnpicklingError", "MisconfigurationException")
     unclear = [
@@ -60,7 +57,7 @@ def test_every_answer_is_a_load_or_an_error_that_says_what_is_wrong(answers: Ans
         and answer["path"] not in answer["text"]  # says which file
         and "Error(s) in loading state_dict for Net" not in answer["text"]  # torch says which weights
     ]
-    assert unclear == []
+    assert unclear == [], "\n".join(unclear)
 
 
 def test_the_watch_hears_what_a_trusted_file_does(tmp_path: Path) -> None:

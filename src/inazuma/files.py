@@ -296,10 +296,16 @@ def _read(file: IO[bytes], name: str, map_location: MapLocation, weights_only: b
             "If, and only if, you trust the author, load it with weights_only=False."
         ) from error
     except RuntimeError as error:
-        if re.search(r"PytorchStreamReader|enforce fail|corrupt|EOF|magic number|legacy .tar", str(error)) is None:
+        if (
+            re.search(
+                r"PytorchStreamReader|enforce fail|corrupt|EOF|magic number|legacy .tar|TorchScript|hasRecord",
+                str(error),
+            )
+            is None
+        ):
             raise  # as "CUDA is not available"
         raise _damaged(name, error) from error
-    except (AttributeError, EOFError, LookupError, OSError, UnicodeError, struct.error, pickle.PickleError) as error:
+    except (AttributeError, EOFError, LookupError, OSError, ValueError, struct.error, pickle.PickleError) as error:
         raise _damaged(name, error) from error  # what unpickling raises over bytes that are wrong
     if not isinstance(content, dict):
         raise CheckpointError(f"{name} is not a checkpoint: it holds a {type(content).__name__}, not a dictionary.")

@@ -151,7 +151,7 @@ def restore_training(run: Run, checkpoint: dict[str, Any], path: Any) -> None:
         run.precision.load_state_dict(checkpoint[name])
     try:
         _restore_position(run, checkpoint, path)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
             f"The position in checkpoint {path} cannot be read ({error!r}): it is damaged, or something else wrote it. "
             "Its weights can be loaded with `load_from_checkpoint`."
@@ -179,7 +179,7 @@ def restore_training(run: Run, checkpoint: dict[str, Any], path: Any) -> None:
 def _restore_position(run: Run, checkpoint: dict[str, Any], path: Any) -> None:
     own = checkpoint.get("inazuma")
     if own is not None and "note" in own:
-        run.id = own["note"]["run"]
+        run.id = str(own["note"]["run"])
     if own is None or set(own) == {"note"}:  # of Lightning, or weights only
         if "loops" in checkpoint:
             from_loops(checkpoint["loops"], checkpoint, run)
