@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import active_children, context, current_process, resource_tracker
@@ -56,7 +57,7 @@ class Signals:
     is done.
 
     Args:
-        save: called at the boundary with the signal's number, before the run ends.
+        save: a method, called at the boundary with the signal's number, before the run ends.
         numbers: the signals to listen to. Default: `default_signals()`.
 
     Raises:
@@ -68,7 +69,7 @@ class Signals:
         self.received: int | None = None  # the signal that ends the run: the first that came
         self.received_sigterm = False
         self.is_at_boundary = False  # the run ends where it can be saved, not by a second Ctrl-C
-        self._save = save
+        self._save = weakref.WeakMethod(save)  # the Trainer's, which has this object
         self._before: dict[int, Any] = {}
         self._process = 0
         self._children: set[Any] = set()
@@ -129,7 +130,8 @@ class Signals:
             KeyboardInterrupt: it was Ctrl-C.
         """
         if self.received is not None:
-            self._save(self.received)
+            if (save := self._save()) is not None:
+                save(self.received)
             self.is_at_boundary = True
             self.end_program()
 

@@ -160,6 +160,10 @@ class CombinedLoader(Iterable[tuple[Any, int, int]]):
                 loader._iterator = None  # where torch keeps persistent workers: they end with it
         self._started = False
 
+    def let_go(self) -> None:
+        """Forget how a pass was to be opened, and with it whoever said so."""
+        self.open_part, self.restarted = _open, set()
+
     def _side_by_side(self, rows: Iterable[Sequence[Any]]) -> Iterator[tuple[Any, int, int]]:
         structure = self._structure
         for batch_idx, row in enumerate(rows):

@@ -213,6 +213,8 @@ class Loaders:
         """End worker processes that live on between passes, and leave the user's loaders as they were."""
         for walk in self.walks:
             walk.close()
+        if self.combined is not None:
+            self.combined.let_go()
         for loader, worker_init_fn, context in self._theirs:
             loader.worker_init_fn, loader.multiprocessing_context = worker_init_fn, context
         self._theirs = []

@@ -328,7 +328,7 @@ class Part:
 
     def close(self) -> None:
         """End worker processes that live on between passes."""
-        self._view = None
+        self._view = self._ahead = None
 
 
 class PlainPart:
