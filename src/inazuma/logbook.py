@@ -576,7 +576,7 @@ class Logbook:
             "logged": dict(self.logged),
             "progress_bar": dict(self.progress_bar),
         }
-        return {"entries": entries, "moment": moment, "shown": shown}
+        return {"entries": entries, "moment": moment, "shown": shown, "is_behind": self._is_behind}
 
     def load_state_dict(self, state: dict[str, Any], training: Results, metric_at: Callable[[str], Metric]) -> None:
         """Take back what `state_dict` gave. `metric_at` finds a torchmetrics object by the module's attribute."""
@@ -589,6 +589,7 @@ class Logbook:
                 entry.metric = metric_at(item["flags"]["metric_attribute"])
                 entry.metric.__dict__.update({n: _to(value, self.device) for n, value in item["metric"].items()})
         training.__dict__.update(state["moment"])
+        self._is_behind = bool(state["is_behind"])
         self.callback, self.logged, self.progress_bar = (
             dict(state["shown"][name]) for name in ("callback", "logged", "progress_bar")
         )

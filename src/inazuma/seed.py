@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import random
@@ -250,7 +251,7 @@ class Apart:
 
 
 def _comparable(state: Any) -> Any:
-    return state.tolist() if isinstance(state, torch.Tensor) else state
+    return ctypes.string_at(state.data_ptr(), state.numel()) if isinstance(state, torch.Tensor) else state
 
 
 OwnGenerator = Any  # torch.Generator, random.Random, numpy.random.Generator or numpy.random.RandomState
