@@ -76,7 +76,10 @@ class Batches:
 
         def rows() -> Iterator[Any]:
             nonlocal taken
-            for batch, _, _ in combined:
+            stream = iter(combined)
+            for part in loaders.walks:
+                part.launch()
+            for batch, _, _ in stream:
                 taken += 1
                 yield batch
 

@@ -105,7 +105,8 @@ class Part:
         self._knows_indices = self._can_seek and self._is_map_style and getattr(loader, "in_order", True)
         self._view: DataLoader[Any] | None = None
         self._ahead: _Ahead | None = None  # the indices of the present pass
-        self._is_seeded = False
+        self.indices_of_pass: Iterator[Any] = iter(())  # torch asks for them when it starts the loader
+        self._stream: Iterator[Any] | None = None  # the batches of the present pass, once it was launched
         self._drawn: deque[Any] = deque()  # indices of the batches that are being loaded
         # A replay has to draw what was drawn; a map-style set is not replayed, and left alone where it draws nothing.
         self._noise = Apart(learns=self._is_map_style)
@@ -132,7 +133,8 @@ class Part:
             "rng": capture_rng(cuda=False),
             "own": get_states(self._order_generators()),
         }
-        return self._walk(self._open(0, most), at)
+        self._prepare(0, most)
+        return self._walk(at)
 
     def go_on(self, taken: int, most: int | None = None) -> Iterator[Any]:
         """Take up the pass in which another run was.
@@ -147,59 +149,64 @@ class Part:
         now = capture_rng(cuda=False)
         if position is not None and is_stateful(self.loader):
             self.loader.load_state_dict(position)
-            stream = iter(self.loader)
+            self._stream = iter(self.loader)
         else:
             restore_rng(start["rng"])
             put_states(self._order_generators(), start["own"])
-            stream = self._open(taken - start["at"], most)
+            self._prepare(taken - start["at"], most)
+            if "rng_of_first" in start:
+                self.launch()
+            self._replay(taken - start["at"])
             restore_rng(now)
         self._end_resuming()
-        return self._walk(stream, taken)
+        return self._walk(taken)
 
-    # What both come to
+    def launch(self) -> None:
+        """Draw the first index and start the workers, if the first batch did not ask for that yet.
 
-    def _open(self, done: int, most: int | None) -> Iterator[Any]:
-        """The loader's batches behind the first `done`."""
-        assert self.start is not None
-        at, skipped = self.start["at"], 0
-        if self._can_seek:
-            skipped = done if self._is_map_style else 0
-            # of a stream, workers may come to their end at different indices: more are drawn than batches taken
-            self._plan = at + skipped, skipped, most if self._is_map_style else None
-            self._drawn.clear()
+        Apart from the beginning, so that loaders that are walked side by side draw in the same order with workers as
+        without.
+        """
+        if self._stream is None:
+            assert self._ahead is not None
+            self._ahead.prime()
             if self._view is None or not self._keeps_workers:
                 what = "sampler" if self.loader.batch_sampler is None else "batch_sampler"
                 self._view = with_indices(self.loader, **{what: _Stream(self)}, generator=torch.Generator())
-            self._is_seeded = not self.start["draws_seed"]
-            stream = iter(self._view)
-            if "rng_of_first" in self.start and not self._has_workers and self._ahead is not None:
-                self._ahead.prime()  # while the random state is the one of then; workers have drawn already
-        else:
-            self.seed = derived_seed(*self.start["rng"]["torch"].tolist())
-            stream = iter(self.loader)
-        if done > skipped:
-            if not isinstance(self.loader, (list, tuple)):
-                rank_zero_info(
-                    f"Resuming inside an epoch: the first {done} batches of `{self.name}` are fetched again and left "
-                    "out."
-                )
-            for _ in islice(self._walk(stream, at), done):
-                pass
-        return stream
+            self._view.generator.manual_seed(self.seed or 0)  # for the seeds of workers
+            self._stream = iter(self._view)
 
-    def indices_of_pass(self) -> Iterator[Any]:
-        """The indices of one pass; torch asks for them when it starts the loader."""
+    # What both come to
+
+    def _prepare(self, done: int, most: int | None) -> None:
+        """Be ready for the batches behind the first `done`."""
         assert self.start is not None
-        assert self._view is not None
-        at, skip, most = self._plan
+        if not self._can_seek:
+            self.seed = derived_seed(*self.start["rng"]["torch"].tolist())
+            self._stream = iter(self.loader)
+            return
+        skip = done if self._is_map_style else 0
         source = iter(self.sampler)  # some samplers draw their order here, others with their first index
-        if not self._is_seeded:  # torch draws a seed between the two; with workers it asks twice, and draws once
+        if self.start["draws_seed"]:  # between the two, as torch does
             self.seed = int(torch.empty((), dtype=torch.int64).random_(generator=self.loader.generator).item())
-            self._is_seeded = True
-        assert self.seed is not None
-        self._view.generator.manual_seed(self.seed)  # torch draws the seeds of workers from it
+        self._drawn.clear()
         self._ahead = _Ahead(self._drawn_apart(source, skip))
-        return self._with_seeds(self._ahead if most is None else islice(self._ahead, most), at)
+        # of a stream, workers come to their end at different indices, so that more are drawn than batches taken
+        limited = self._ahead if most is None or not self._is_map_style else islice(self._ahead, most)
+        self.indices_of_pass = self._with_seeds(limited, self.start["at"] + skip)
+        self._stream = None
+
+    def _replay(self, done: int) -> None:
+        """Leave out the first `done` batches where the order could not begin behind them."""
+        assert self.start is not None
+        if not done or (self._can_seek and self._is_map_style):
+            return
+        if not isinstance(self.loader, (list, tuple)):
+            rank_zero_info(
+                f"Resuming inside an epoch: the first {done} batches of `{self.name}` are fetched again and left out."
+            )
+        for _ in islice(self._walk(self.start["at"]), done):
+            pass
 
     @property
     def sampler(self) -> Any:
@@ -253,13 +260,16 @@ class Part:
                     noise.enter(derived_seed(seed, epoch, position))
                 yield indices
 
-    def _walk(self, stream: Iterator[Any], at: int) -> Iterator[Any]:
+    def _walk(self, at: int) -> Iterator[Any]:
         """The batches, each with its indices where they are known."""
+        self.launch()
+        assert self._stream is not None
         if isinstance(self.loader, (list, tuple)):
-            return stream
-        if self._can_seek and self._has_workers:
-            return self._walk_workers(stream)
-        return self._walk_here(stream, at)
+            yield from self._stream
+        elif self._can_seek and self._has_workers:
+            yield from self._walk_workers(self._stream)
+        else:
+            yield from self._walk_here(self._stream, at)
 
     def _walk_workers(self, stream: Iterator[Any]) -> Iterator[Any]:
         knows, drawn = self._knows_indices, self._drawn
@@ -328,7 +338,8 @@ class Part:
 
     def close(self) -> None:
         """End worker processes that live on between passes."""
-        self._view = self._ahead = None
+        self._view = self._ahead = self._stream = None
+        self.indices_of_pass = iter(())
 
 
 class PlainPart:
@@ -353,6 +364,9 @@ class PlainPart:
         if self._position is not None and is_stateful(self.loader):
             self.loader.load_state_dict(self._position)
         return self.begin(0, taken)
+
+    def launch(self) -> None:
+        """Nothing is drawn before the first batch."""
 
     def position(self) -> Any:
         return self.loader.state_dict() if is_stateful(self.loader) else None
@@ -388,7 +402,7 @@ class _Stream:
         self._part = part
 
     def __iter__(self) -> Iterator[Any]:
-        return self._part.indices_of_pass()
+        return self._part.indices_of_pass
 
     def __len__(self) -> int:
         return len(self._part.sampler)
