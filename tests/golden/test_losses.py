@@ -165,6 +165,11 @@ def with_lightning(model: Callable[[ModuleType], Losses]) -> Losses:
         return model(reference)
 
 
+@pytest.fixture(autouse=True)
+def random_numbers_are_drawn_as_lightning_draws_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PL_TRAINER_EXACT_RESUME", "False")
+
+
 def with_inazuma(model: Callable[[ModuleType], Losses]) -> Losses:
     import inazuma
 

@@ -113,20 +113,26 @@ class Scenario:
     deviates: Mapping[str, str]  # part of the record -> the words by which docs/differences.md lists it
     warns: Sequence[str]  # patterns of the warnings inazuma may give
     needs: str | None  # the callback it uses; skipped where inazuma does not have it
+    draws: (
+        bool  # it draws random numbers after a validation: inazuma runs with `exact_resume=False`, as Lightning draws
+    )
 
 
 SCENARIOS: dict[str, Scenario] = {}
 
 
 def scenario(
-    deviates: Mapping[str, str] | None = None, warns: Sequence[str] = (), needs: str | None = None
+    deviates: Mapping[str, str] | None = None,
+    warns: Sequence[str] = (),
+    needs: str | None = None,
+    draws: bool = False,
 ) -> Callable[[Callable[[Lab], Any]], Callable[[Lab], Any]]:
     """Enter a program into the suite, under the name of its function."""
 
     def enter(program: Callable[[Lab], Any]) -> Callable[[Lab], Any]:
         name = program.__name__
         assert name not in SCENARIOS, f"two scenarios are named {name}"
-        SCENARIOS[name] = Scenario(name, program, deviates or {}, warns, needs)
+        SCENARIOS[name] = Scenario(name, program, deviates or {}, warns, needs, draws)
         return program
 
     return enter

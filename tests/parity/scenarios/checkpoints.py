@@ -183,7 +183,7 @@ def two_checkpoint_callbacks(lab: Lab) -> Any:
     return [type(callback).__name__ for callback in trainer.callbacks]
 
 
-@scenario(deviates={"checkpoints": LAST_PATH}, warns=["exists and is not empty"])
+@scenario(deviates={"checkpoints": LAST_PATH}, warns=["exists and is not empty"], draws=True)
 def two_fits_into_one_directory(lab: Lab) -> None:
     for _ in range(2):
         checkpoint = lab.callbacks.ModelCheckpoint(dirpath=lab.root / "same", save_last=True)

@@ -146,7 +146,7 @@ def loaders_of_the_module(lab: Lab) -> None:
     lab.fit(Net(), False, False)
 
 
-@scenario()
+@scenario(draws=True)
 def a_sanity_check_in_an_epoch_without_validation(lab: Lab) -> None:
     class Net(lab.Net):
         def val_dataloader(self) -> Any:
@@ -156,7 +156,7 @@ def a_sanity_check_in_an_epoch_without_validation(lab: Lab) -> None:
     lab.fit(Net(), val=False, check_val_every_n_epoch=2, max_epochs=4, reload_dataloaders_every_n_epochs=3)
 
 
-@scenario()
+@scenario(draws=True)
 def stages_in_which_loaders_are_asked_for(lab: Lab) -> Any:
     asked = []
 
@@ -271,7 +271,7 @@ def datamodule_and_loaders(lab: Lab) -> None:
     lab.fit(train=lab.watch(_datamodule(lab)), val=loader())
 
 
-@scenario()
+@scenario(draws=True)
 def datamodule_from_datasets(lab: Lab) -> Any:
     points = loader(6).dataset
     data = lab.pl.LightningDataModule.from_datasets(points, points, points, points, batch_size=2)
@@ -355,7 +355,7 @@ def a_sampler_is_told_the_epoch(lab: Lab) -> None:
     lab.fit(train=loader(8, sampler=Sampler()), val=loader(8, sampler=Sampler()), max_epochs=3)
 
 
-@scenario()
+@scenario(draws=True)
 def worker_processes(lab: Lab) -> None:
     lab.fit(train=loader(8, num_workers=1, shuffle=True), val=loader(4, num_workers=1), max_epochs=2)
 

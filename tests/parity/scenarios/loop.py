@@ -23,7 +23,7 @@ def nothing_around_the_loop(lab: Lab) -> None:
     lab.fit(logger=False, enable_checkpointing=False, num_sanity_val_steps=0)
 
 
-@scenario()
+@scenario(draws=True)
 def shuffle_and_dropout(lab: Lab) -> None:
     class Net(lab.Net):
         def __init__(self) -> None:

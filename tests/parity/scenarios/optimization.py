@@ -89,7 +89,7 @@ def one_cycle(lab: Lab) -> None:
     lab.fit(_net(lab, optimizers), max_epochs=3, accumulate_grad_batches=2)
 
 
-@scenario()
+@scenario(draws=True)
 def estimated_stepping_batches_of_loaders_and_limits(lab: Lab) -> Any:
     found = []
 
