@@ -104,7 +104,8 @@ class Part:
         self._keeps_workers = self._can_seek and self._has_workers and loader.persistent_workers
         self._knows_indices = self._can_seek and self._is_map_style and getattr(loader, "in_order", True)
         self._view: DataLoader[Any] | None = None
-        self._ahead: _Ahead | None = None  # the indices of the present pass
+        self._source: Iterator[Any] = iter(())  # the sampler's indices, from the beginning of the present pass
+        self._plan: tuple[int, int, int | None] = (0, 0, None)  # batches done in the epoch, to leave out, to take
         self.indices_of_pass: Iterator[Any] = iter(())  # torch asks for them when it starts the loader
         self._stream: Iterator[Any] | None = None  # the batches of the present pass, once it was launched
         self._drawn: deque[Any] = deque()  # indices of the batches that are being loaded
@@ -167,14 +168,24 @@ class Part:
         Apart from the beginning, so that loaders that are walked side by side draw in the same order with workers as
         without.
         """
-        if self._stream is None:
-            assert self._ahead is not None
-            self._ahead.prime()
-            if self._view is None or not self._keeps_workers:
-                what = "sampler" if self.loader.batch_sampler is None else "batch_sampler"
-                self._view = with_indices(self.loader, **{what: _Stream(self)}, generator=torch.Generator())
-            self._view.generator.manual_seed(self.seed or 0)  # for the seeds of workers
-            self._stream = iter(self._view)
+        if self._stream is not None:
+            return
+        assert self.start is not None
+        at, skip, most = self._plan
+        if "rng_of_first" in self.start:
+            restore_rng(self.start["rng_of_first"])  # others may have drawn since the start
+        else:
+            self.start["rng_of_first"] = capture_rng(cuda=False)
+        first = list(islice(self._source, 1))
+        source = self._source if _draws_once(self.sampler) else self._drawn_apart(self._source)
+        source = islice(chain(first, source), skip, None)
+        source = chain(list(islice(source, 1)), source)  # while the random state is the one of then
+        self.indices_of_pass = self._with_seeds(source if most is None else islice(source, most), at)
+        if self._view is None or not self._keeps_workers:
+            what = "sampler" if self.loader.batch_sampler is None else "batch_sampler"
+            self._view = with_indices(self.loader, **{what: _Stream(self)}, generator=torch.Generator())
+        self._view.generator.manual_seed(self.seed or 0)  # for the seeds of workers
+        self._stream = iter(self._view)
 
     # What both come to
 
@@ -190,10 +201,8 @@ class Part:
         if self.start["draws_seed"]:  # between the two, as torch does
             self.seed = int(torch.empty((), dtype=torch.int64).random_(generator=self.loader.generator).item())
         self._drawn.clear()
-        self._ahead = _Ahead(self._drawn_apart(source, skip))
         # of a stream, workers come to their end at different indices, so that more are drawn than batches taken
-        limited = self._ahead if most is None or not self._is_map_style else islice(self._ahead, most)
-        self.indices_of_pass = self._with_seeds(limited, self.start["at"] + skip)
+        self._source, self._plan = source, (self.start["at"] + skip, skip, most if self._is_map_style else None)
         self._stream = None
 
     def _replay(self, done: int) -> None:
@@ -213,20 +222,8 @@ class Part:
         """What the loader draws its indices from."""
         return self.loader.sampler if self.loader.batch_sampler is None else self.loader.batch_sampler
 
-    def _drawn_apart(self, source: Iterator[Any], skip: int) -> Iterator[Any]:
-        """The sampler's indices: the first is drawn where the run is, the others apart from what training draws."""
-        assert self.start is not None
-        if "rng_of_first" in self.start:
-            restore_rng(self.start["rng_of_first"])  # others may have drawn since the start
-        else:
-            self.start["rng_of_first"] = capture_rng(cuda=False)
-        first = list(islice(source, 1))
-        if not _draws_once(self.sampler):
-            source = self._apart(source)
-        yield from islice(chain(first, source), skip, None)
-
-    def _apart(self, source: Iterator[Any]) -> Iterator[Any]:
-        """What is drawn for these indices goes on from the random state of now, whatever is drawn between them."""
+    def _drawn_apart(self, source: Iterator[Any]) -> Iterator[Any]:
+        """The indices of a sampler that draws as it goes: from the random state of now, whatever is drawn between."""
         order = self._order
         order.forget()
         order.enter()
@@ -338,8 +335,8 @@ class Part:
 
     def close(self) -> None:
         """End worker processes that live on between passes."""
-        self._view = self._ahead = self._stream = None
-        self.indices_of_pass = iter(())
+        self._view = self._stream = None
+        self.indices_of_pass = self._source = iter(())
 
 
 class PlainPart:
@@ -380,19 +377,6 @@ class PlainPart:
     def close(self) -> None:
         if isinstance(self.loader, DataLoader):
             self.loader._iterator = None  # where torch keeps persistent workers: they end with it
-
-
-class _Ahead(Iterator[Any]):
-    """An iterator whose first item can be drawn before it is asked for."""
-
-    def __init__(self, source: Iterator[Any]) -> None:
-        self._source = source
-
-    def __next__(self) -> Any:
-        return next(self._source)
-
-    def prime(self) -> None:
-        self._source = chain(list(islice(self._source, 1)), self._source)
 
 
 class _Stream:
