@@ -128,3 +128,33 @@ def test_another_number_of_loaders_is_refused(tmp_path: Path) -> None:
     two = [DataLoader(torch.arange(12.0), 2) for _ in range(2)]  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="the checkpoint has 1, this run has 2"):
         fit(two, ckpt_path=path)
+
+
+@pytest.mark.parametrize("stop_after", [5, 6, 8, 12])
+def test_loaders_are_asked_for_again_in_the_same_epochs_after_a_resume(stop_after: int, tmp_path: Path) -> None:
+    def run(path: Path | None, callbacks: Any = ()) -> list[int]:
+        asked: list[int] = []
+
+        class Asked(Net):
+            def train_dataloader(self) -> Any:
+                asked.append(self.current_epoch)
+                return DataLoader(torch.zeros(6, 2), 2)  # type: ignore[arg-type]
+
+        trainer = Trainer(
+            accelerator="cpu",
+            max_epochs=7,
+            reload_dataloaders_every_n_epochs=2,
+            logger=False,
+            callbacks=list(callbacks),
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(Asked(), ckpt_path=path)
+        return asked
+
+    path = tmp_path / "a.ckpt"
+    straight = run(None, [SavesAfter(stop_after, path)])
+    resumed = run(path)
+    assert straight == [0, 2, 4, 6]
+    assert resumed[1:] == [epoch for epoch in straight if epoch > resumed[0]]

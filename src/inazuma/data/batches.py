@@ -124,6 +124,7 @@ class Batches:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._resumed = dict(state)
+        self.loaders.opened_before = state["opened_in_epoch"]
 
 
 def _looking_ahead(
