@@ -155,6 +155,7 @@ def test_all_steps_of_a_manual_batch_count(tmp_path: Path) -> None:
     assert [record.step for record in digest[:3]] == [0, 2, 4]
 
 
+@pytest.mark.filterwarnings("ignore:.*returned None instead of a loss")
 def test_a_batch_without_a_loss_is_recorded(tmp_path: Path) -> None:
     class Skips(Net):
         def training_step(self, batch: Any, batch_idx: int) -> Any:

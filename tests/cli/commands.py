@@ -17,13 +17,13 @@ from inazuma.callbacks import ModelCheckpoint, RunDigest
 
 class Points(Dataset):
     def __init__(self):
-        self.own = torch.Generator().manual_seed(3)
+        self.hidden = [torch.Generator().manual_seed(3)]  # as an attribute, it would be stored and resumed
 
     def __len__(self):
         return 24
 
     def __getitem__(self, index):
-        noise = torch.rand(4, generator=self.own) if "own-generator" in sys.argv else torch.rand(4)
+        noise = torch.rand(4, generator=self.hidden[0]) if "hidden-generator" in sys.argv else torch.rand(4)
         return {"x": torch.full((4,), index / 24) + 0.1 * noise, "y": torch.ones(2), "name": f"point {index}"}
 
 

@@ -26,8 +26,8 @@ def verify(folder: Path, *argv: str, kills: int = 1) -> int:
 
 
 @pytest.mark.timeout(300)  # three processes that import torch
-def test_a_dataset_that_keeps_its_own_generator_is_caught(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert verify(tmp_path, "own-generator") == 1
+def test_a_dataset_that_hides_a_generator_is_caught(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify(tmp_path, "hidden-generator") == 1
     out = capsys.readouterr().out
     assert STRAIGHT.search(out)  # it is the resume that is at fault
     assert re.search(r"resumed at epoch .*: DIFFERS\nthe runs part at epoch \d, batch \d, step \d: data\n", out)
