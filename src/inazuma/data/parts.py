@@ -157,6 +157,7 @@ class Part:
             if "rng_of_first" in start:
                 self.launch()
             self._replay(taken - start["at"])
+            self._noise.load_state_dict(self._resumed["noise"])  # a replay teaches nothing new
             restore_rng(now)
         self._end_resuming()
         return self._walk(taken)
@@ -218,8 +219,10 @@ class Part:
         assert self.start is not None
         if "rng_of_first" in self.start:
             restore_rng(self.start["rng_of_first"])  # others may have drawn since the start
+            put_states(self._order_generators(), self.start["own_of_first"])
         else:
             self.start["rng_of_first"] = capture_rng(cuda=False)
+            self.start["own_of_first"] = get_states(self._order_generators())
         first = list(islice(source, 1))
         if not _draws_once(self.sampler):
             source = self._apart(source)
