@@ -105,6 +105,8 @@ def train_epoch(run: Run) -> None:
         hooks.fire("on_train_epoch_start")
         if run.limits.stops_now(at):  # asked for in that hook
             at.next = Next.END_EPOCH
+    else:  # resumed inside the epoch
+        run.train.set_epoch(at.epoch)
     if at.next in (Next.REPORT, Next.VALIDATE, Next.COUNT):
         after_batch(run)
     if at.next == Next.TAKE_BATCH:

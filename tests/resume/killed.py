@@ -22,7 +22,15 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    Sampler,
+    WeightedRandomSampler,
+)
 
 import inazuma as pl
 
@@ -39,11 +47,12 @@ class Case:
     workers_then: int | None = None  # of the resumed run; None: as many
     persistent: bool = False
     order: str = "shuffle"
-    data: str = "map"  # or "stream", "two loaders"
+    data: str = "map"  # or "stream", "two loaders", "shared generator"
     accumulate: int = 1
     two_optimizers: bool = False
     given_by: str = "argument"  # or "module", "datamodule"
     val_check_interval: float | int = 1.0
+    reload_every: int = 0  # epochs
 
 
 class Noisy(Dataset[dict[str, Tensor]]):
@@ -104,6 +113,9 @@ def loader(case: Case, workers: int) -> Any:
     if case.data == "two loaders":
         longer, shorter = (DataLoader(Noisy(n), BATCH_SIZE, shuffle=True, **settings) for n in (SAMPLES, 10))
         return {"a": longer, "b": shorter}
+    if case.data == "shared generator":
+        settings.update(shuffle=True, generator=torch.Generator().manual_seed(3))
+        return [DataLoader(Noisy(n), BATCH_SIZE, **settings) for n in (SAMPLES, 10)]
     by_order: dict[str, dict[str, Any]] = {
         "in order": {},
         "shuffle": {"shuffle": True},
@@ -113,9 +125,14 @@ def loader(case: Case, workers: int) -> Any:
         "own generator": {"sampler": DrawsAsItGoes("own")},
         "batch sampler": {"batch_sampler": BatchSampler(DrawsAsItGoes("global"), BATCH_SIZE, drop_last=False)},
         "eager batches": {"batch_sampler": EagerBatches()},
+        "by epoch": {"sampler": DistributedSampler(Noisy(), num_replicas=1, rank=0)},
     }
     order = by_order[case.order]
     return DataLoader(Noisy(), **({} if "batch_sampler" in order else {"batch_size": BATCH_SIZE}), **order, **settings)
+
+
+def parts_of(batch: Any) -> list[Any]:
+    return batch if isinstance(batch, list) else [batch] if "x" in batch else list(batch.values())
 
 
 class Net(pl.LightningModule):
@@ -133,12 +150,12 @@ class Net(pl.LightningModule):
             file.write(json.dumps(what) + "\n")
 
     def loss(self, batch: Any) -> Tensor:
-        parts = [batch] if "x" in batch else list(batch.values())
+        parts = parts_of(batch)
         return torch.stack([self.head(self.body(part["x"])).square().mean() for part in parts]).sum()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self.loss(batch) * (1 + 0.1 * random.random() + 0.1 * float(numpy.random.rand()))
-        parts = [batch] if "x" in batch else list(batch.values())
+        parts = parts_of(batch)
         ids = [(part["id"].tolist(), part["x"].double().sum().item().hex()) for part in parts]
         self.note("train", self.current_epoch, batch_idx, ids, loss.item().hex())
         self.log("loss", loss, on_step=True, on_epoch=True, batch_size=BATCH_SIZE)
@@ -202,6 +219,7 @@ def train(case: Case, folder: Path, trace: Path, kill: bool, resume: bool) -> No
         max_epochs=EPOCHS,
         accumulate_grad_batches=case.accumulate,
         val_check_interval=case.val_check_interval,
+        reload_dataloaders_every_n_epochs=case.reload_every,
         logger=False,
         callbacks=[Kill(case.kill_after, to)] if kill else [],
         enable_checkpointing=False,

@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 LAST = BATCHES_PER_EPOCH * EPOCHS - 1
 ORDERS = (
     *("in order", "shuffle", "generator", "weighted"),
-    *("draws as it goes", "own generator", "batch sampler", "eager batches"),
+    *("draws as it goes", "own generator", "batch sampler", "eager batches", "by epoch"),
 )
 
 # One of each kind, killed in an accumulation window, at the end of an epoch, beside a validation.
@@ -39,6 +39,9 @@ SOME = [
     Case(13, data="stream", workers=2, persistent=True),
     Case(15, data="two loaders", workers=2, workers_then=0),
     Case(22, data="two loaders"),
+    Case(11, data="shared generator"),
+    Case(11, order="own generator", given_by="module", reload_every=2),
+    Case(8, order="own generator", given_by="module", reload_every=1),
     Case(11, two_optimizers=True, val_check_interval=0.25),
 ]
 

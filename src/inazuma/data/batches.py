@@ -38,6 +38,8 @@ class Batches:
         self._positions = None
         for part in self.loaders.walks:
             part.start = None
+        if self._resumed is not None and self.loaders.opened_in_epoch != self._resumed["opened_in_epoch"]:
+            self._resumed = None  # new loaders are walked from this epoch on
         if self._resumed is not None:
             self._resumed["parts"] = [{**part, "start": None} for part in self._resumed["parts"]]
 
@@ -124,7 +126,7 @@ class Batches:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._resumed = dict(state)
-        self.loaders.opened_before = state["opened_in_epoch"]
+        self.loaders.opened_in_epoch = state["opened_in_epoch"]
 
 
 def _looking_ahead(

@@ -50,7 +50,6 @@ class Loaders:
         self.batches: list[int | float] = []  # to take of each part
         self.seen: list[int] = []  # batches evaluated of each part, in this run
         self.opened_in_epoch: int | None = None
-        self.opened_before: int | None = None  # in the run that is resumed
         self._theirs: list[tuple[DataLoader[Any], Any, Any]] = []  # loaders, with how they start workers without a run
 
     @property
@@ -91,12 +90,12 @@ class Loaders:
             return False
         every = self.limits.reload_dataloaders_every_n_epochs
         since = math.inf if self.opened_in_epoch is None else epoch - self.opened_in_epoch
-        if self.combined is None or (every and run.is_fitting and since >= every):
+        is_due = bool(every) and run.is_fitting and since >= every
+        if self.combined is None or is_due:
+            stands_for_older = not is_due and self.opened_in_epoch is not None  # those of the run that is resumed
             self._ask(run)
-            if not (run.is_sanity_checking and not self.limits.validates_in_epoch(epoch)):
-                before, self.opened_before = self.opened_before, None
-                # a resumed run asks again in the epochs in which the straight run does
-                self.opened_in_epoch = before if before is not None and epoch - before < every else epoch
+            if not stands_for_older and not (run.is_sanity_checking and not self.limits.validates_in_epoch(epoch)):
+                self.opened_in_epoch = epoch
             if self.stage == "train" and self.num_batches:
                 self.limits.set_val_check_batch(self.num_batches, run.validates)
                 self._warn_of_log_interval(run)

@@ -158,6 +158,7 @@ class Part:
             if "rng_of_first" in start:
                 self.launch()
             self._replay(taken - start["at"])
+            self._noise.load_state_dict(self._resumed["noise"])  # a replay teaches nothing new
             restore_rng(now)
         self._end_resuming()
         return self._walk(taken)
@@ -174,8 +175,10 @@ class Part:
         at, skip, most = self._plan
         if "rng_of_first" in self.start:
             restore_rng(self.start["rng_of_first"])  # others may have drawn since the start
+            put_states(self._order_generators(), self.start["own_of_first"])
         else:
             self.start["rng_of_first"] = capture_rng(cuda=False)
+            self.start["own_of_first"] = get_states(self._order_generators())
         first = list(islice(self._source, 1))
         source = self._source if _draws_once(self.sampler) else self._drawn_apart(self._source)
         source = islice(chain(first, source), skip, None)
