@@ -654,7 +654,7 @@ class Trainer:
             path = "" if saver is None else saver.save_now(self, kind="signal")
             if number in self._environment.requeue_signals:
                 path = self._save_for_requeue(path)
-            if path and isinstance(self.strategy.checkpoint_io, TorchCheckpointIO):
+            if path and self.strategy.checkpoint_io.keeps_notes:
                 files.verify(path)
         except Exception as error:
             log.error(
@@ -677,6 +677,7 @@ class Trainer:
         except OSError:  # on another disk, a store, a folder
             pass
         self.save_checkpoint(path)
+        self.strategy.checkpoint_io.wait()
         return saved or path
 
     # What modules and callbacks call

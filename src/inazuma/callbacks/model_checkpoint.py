@@ -299,11 +299,15 @@ class ModelCheckpoint(Checkpoint):
         """
         if self._interval_began_s is None or self._is_off(trainer):
             return ""
+        self._settle(trainer)
         if trainer.global_step == self._last_step:
             return self.last_model_path
         if trainer.global_step == self._ranked_step and not self.save_weights_only:
             return self._newest
-        return self._save(trainer, kind, now=True)
+        path = self._save(trainer, kind, now=True)
+        trainer.strategy.checkpoint_io.wait()  # whoever asks goes by what stands at the path
+        self._settle(trainer)
+        return path if trainer.global_step == self._last_step else ""
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -738,6 +742,7 @@ class ModelCheckpoint(Checkpoint):
             return
         if self.last_model_path not in whole:
             self.last_model_path = ""
+        self._ranked_step = self._last_step = 0  # the state of this step is to be saved again
         self._take_up(trainer)  # what was to leave for a lost file is still there
 
     def _take_up(self, trainer: Trainer) -> None:
