@@ -32,7 +32,7 @@ from inazuma.callbacks.model_checkpoint import ModelCheckpoint
 from inazuma.callbacks.progress import ProgressBar
 from inazuma.callbacks.timer import Timer
 from inazuma.checkpoint.state import gather
-from inazuma.checkpoint_io import AsyncCheckpointIO, TorchCheckpointIO
+from inazuma.checkpoint_io import AsyncCheckpointIO
 from inazuma.data.loaders import Loaders, death_of_worker, message_first
 from inazuma.datahooks import DataHooks
 from inazuma.datamodule import LightningDataModule

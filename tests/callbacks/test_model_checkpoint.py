@@ -619,7 +619,8 @@ def test_the_file_a_run_was_resumed_from_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "named", ["{run}/sub", "{run}/sub/theirs.ckpt", "{run}/folder.ckpt", "{run}/link/theirs.ckpt", "{run}/../theirs.ckpt"]
+    "named",
+    ["{run}/sub", "{run}/sub/theirs.ckpt", "{run}/folder.ckpt", "{run}/link/theirs.ckpt", "{run}/../theirs.ckpt"],
 )
 @pytest.mark.parametrize("as_last", [False, True])
 def test_a_state_without_notes_that_names_what_is_not_its_own_removes_nothing(
