@@ -107,10 +107,12 @@ class Runs:
         return line.strip()
 
     def at_random(self, send: int, within_s: float, **job: Any) -> Ended:
-        """End a run by a signal at a random time; a run that was done before is run again."""
-        while (ended := self(send, after_s=random.SystemRandom().uniform(0, within_s), **job)).status == 0:
+        """End a run by a signal at a random time; a run that had made its last step before is run again."""
+        while True:
+            ended = self(send, after_s=random.SystemRandom().uniform(0, within_s), **job)
+            if "`Trainer.fit` stopped: " not in ended.log:
+                return ended
             within_s /= 2
-        return ended
 
 
 @pytest.fixture(scope="module")
@@ -266,17 +268,38 @@ def test_one_file_is_written_where_the_run_ends(tmp_path: Path, moment: str) -> 
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
 
 
-def test_a_save_that_fails_is_reported_and_changes_no_exit_code(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("in_background", [False, True])
+def test_a_save_that_fails_is_reported_and_changes_no_exit_code(
+    in_background: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     class Full(TorchCheckpointIO):
         def save_checkpoint(self, *_: Any, **__: Any) -> None:
             raise OSError(28, "No space left on device")
 
-    trainer = trainer_of(Do(kill(signal.SIGTERM)), plugins=[Full()])
+    trainer = trainer_of(Do(kill(signal.SIGTERM)), plugins=[Full()], async_checkpointing=in_background)
     caplog.set_level(logging.INFO)
-    with pytest.raises(SIGTERMException) as ended, pytest.warns(UserWarning, match=r"was not saved: OSError\(28"):
+    with pytest.raises(SIGTERMException) as ended, pytest.warns(UserWarning, match="No space left on device"):
         trainer.fit(BoringModel())
     assert ended.value.code == 143
     assert "SIGTERM: nothing is saved (see above, or no step was made yet)." in caplog.text
+
+
+def test_a_job_that_saves_in_the_background_is_run_again_from_its_last_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(TorchCheckpointIO):
+        def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+            time.sleep(0.1)
+            super().save_checkpoint(*args, **kwargs)
+
+    for name, value in scontrol(tmp_path / "bin").items():
+        monkeypatch.setenv(name, value)
+    keep = ModelCheckpoint(tmp_path / "kept", save_last=True, every_n_train_steps=2)
+    plugins = {"plugins": [Slow()], "async_checkpointing": True, "default_root_dir": tmp_path}
+    with pytest.raises(SignalException):
+        trainer_of(Do(kill(signal.SIGUSR1)), keep, **plugins).fit(BoringModel())
+    for path in ("hpc_ckpt_1.ckpt", "kept/last.ckpt"):
+        assert torch.load(tmp_path / path, weights_only=True)["global_step"] == 3
 
 
 def test_a_file_that_is_damaged_on_its_way_is_reported(caplog: pytest.LogCaptureFixture) -> None:

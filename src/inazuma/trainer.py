@@ -32,7 +32,7 @@ from inazuma.callbacks.model_checkpoint import ModelCheckpoint
 from inazuma.callbacks.progress import ProgressBar
 from inazuma.callbacks.timer import Timer
 from inazuma.checkpoint.state import gather
-from inazuma.checkpoint_io import AsyncCheckpointIO, TorchCheckpointIO
+from inazuma.checkpoint_io import AsyncCheckpointIO
 from inazuma.data.loaders import Loaders, death_of_worker, message_first
 from inazuma.datahooks import DataHooks
 from inazuma.datamodule import LightningDataModule
@@ -654,7 +654,7 @@ class Trainer:
             path = "" if saver is None else saver.save_now(self, kind="signal")
             if number in self._environment.requeue_signals:
                 path = self._save_for_requeue(path)
-            if path and isinstance(self.strategy.checkpoint_io, TorchCheckpointIO):
+            if path and self.strategy.checkpoint_io.keeps_notes:
                 files.verify(path)
         except Exception as error:
             log.error(
@@ -677,6 +677,7 @@ class Trainer:
         except OSError:  # on another disk, a store, a folder
             pass
         self.save_checkpoint(path)
+        self.strategy.checkpoint_io.wait()
         return saved or path
 
     # What modules and callbacks call

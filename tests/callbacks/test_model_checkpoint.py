@@ -618,6 +618,34 @@ def test_the_file_a_run_was_resumed_from_stays(tmp_path: Path) -> None:
     assert names(tmp_path) == ["epoch=0-step=4.ckpt", "epoch=2-step=12.ckpt"]
 
 
+@pytest.mark.parametrize(
+    "named",
+    ["{run}/sub", "{run}/sub/theirs.ckpt", "{run}/folder.ckpt", "{run}/link/theirs.ckpt", "{run}/../theirs.ckpt"],
+)
+@pytest.mark.parametrize("as_last", [False, True])
+def test_a_state_without_notes_that_names_what_is_not_its_own_removes_nothing(
+    named: str, as_last: bool, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    for path in ("theirs.ckpt", "run/sub/theirs.ckpt", "run/folder.ckpt/theirs.ckpt"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        torch.save({}, tmp_path / path)
+    (run / "link").symlink_to(tmp_path)
+    before = {path for path in tmp_path.rglob("*") if not path.is_dir()}
+    first = ModelCheckpoint(run, monitor="val", mode="max", save_last=True)
+    fit(inazuma, first, max_epochs=1)
+    content = torch.load(first.last_model_path, weights_only=True)
+    del content["inazuma"]  # as a file of Lightning
+    state = content["callbacks"][first.state_key]
+    state["best_k_models"] = {named.format(run=run): torch.tensor(-1.0)}
+    state["last_model_path"] = named.format(run=run) if as_last else ""
+    torch.save(content, tmp_path / "crafted")
+    second = ModelCheckpoint(run, monitor="val", mode="max", save_last=True)
+    fit(inazuma, second, metrics=(0.7, 0.8, 0.9), ckpt_path=tmp_path / "crafted")
+    assert second.best_model_path
+    assert {path for path in before if path.exists()} == before
+
+
 def test_a_resume_in_another_directory_knows_the_best_of_the_run(tmp_path: Path) -> None:
     """Lightning forgets its score, and calls the first file in the new directory the best."""
     first = ModelCheckpoint(tmp_path / "a", monitor="val")

@@ -108,10 +108,11 @@ def live(seed: int, root: Path) -> None:
     reference = Reference(k, mode, save_last)
     foreign: dict[str, bytes] = {}
     logged: dict[str, tuple[int, float | None]] = {}  # of each file: its step, and the metric known then
-    directory, source = "a", ""
+    directory, source, is_earlier = "a", "", False
     for part in range(draw.randint(1, 4)):
         if part and draw.random() < 0.25:
-            directory = draw.choice("abc")
+            other = draw.choice("abc")
+            directory = directory if is_earlier else other  # elsewhere nobody knows what is behind that state
         for _ in range(draw.randint(0, 3)):  # other people's files, some where a file of the run is or will be
             step = draw.randint(1, 8)
             name = draw.choice([f"epoch={step - 1}-step={step}.ckpt", "last.ckpt", f"copy-{step}.ckpt", "notes.txt"])
@@ -163,7 +164,8 @@ def live(seed: int, root: Path) -> None:
         if not newest:
             return
         source = max(newest, key=lambda path: (logged[path][0], path == reference.lasts.get(directory)))
-        if not any((root / other).exists() for other in "bc") and draw.random() < 0.4:
+        is_earlier = not any((root / other).exists() for other in "bc") and draw.random() < 0.4
+        if is_earlier:
             source = draw.choice(sorted(newest))  # an earlier state: the files behind it are of this run, too
 
 

@@ -299,11 +299,15 @@ class ModelCheckpoint(Checkpoint):
         """
         if self._interval_began_s is None or self._is_off(trainer):
             return ""
+        self._settle(trainer)
         if trainer.global_step == self._last_step:
             return self.last_model_path
         if trainer.global_step == self._ranked_step and not self.save_weights_only:
             return self._newest
-        return self._save(trainer, kind, now=True)
+        path = self._save(trainer, kind, now=True)
+        trainer.strategy.checkpoint_io.wait()  # whoever asks goes by what stands at the path
+        self._settle(trainer)
+        return path if trainer.global_step == self._last_step else ""
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -738,6 +742,7 @@ class ModelCheckpoint(Checkpoint):
             return
         if self.last_model_path not in whole:
             self.last_model_path = ""
+        self._ranked_step = self._last_step = 0  # the state of this step is to be saved again
         self._take_up(trainer)  # what was to leave for a lost file is still there
 
     def _take_up(self, trainer: Trainer) -> None:
@@ -772,7 +777,12 @@ class ModelCheckpoint(Checkpoint):
         self._surplus = lasts[:-1] + [path for path in ranked if path not in kept and not keeps_all]
 
     def _without_notes(self, trainer: Trainer, found: set[str]) -> list[Saved]:
-        """Files that the loaded state names and that have no notes: of Lightning, or of a CheckpointIO without any."""
+        """Files that the loaded state names and that have no notes: of Lightning, or of a CheckpointIO without any.
+
+        A state may name anything: only what this callback itself could have put there is taken, and a directory only
+        where the CheckpointIO is the user's.
+        """
+        here, are_files = set(self.find_checkpoints(trainer)), trainer.strategy.checkpoint_io.keeps_notes
         source = saved.read(files.resolve(trainer.ckpt_path))
         others = source.note.get("kept", []) if source is not None else []
         bare = {other["name"] for other in others if other["sha256"] is None}
@@ -780,9 +790,9 @@ class ModelCheckpoint(Checkpoint):
         result = []
         for path, score in named.items():
             may_be_bare = source is None or not source.note or self._name(path) in bare
-            if path and path not in found and self._is_inside(path) and may_be_bare:
+            if path in here and path not in found and self._is_inside(path) and may_be_bare:
                 file = saved.read(path)
-                if file is None or not file.note:
+                if (file is None and not are_files) or (file is not None and not file.note):
                     kind = "last" if path == self.last_model_path else "best"
                     result.append(Saved(path, {"kind": kind, "score": _as_json(score)}, file.time_s if file else 0.0))
         return result
@@ -791,7 +801,8 @@ class ModelCheckpoint(Checkpoint):
         """Whether a path is in the directory of this callback."""
         assert self.dirpath is not None
         if files.is_local(path):
-            return Path(self.dirpath).absolute() in Path(path).absolute().parents
+            folder = Path(files.resolve(os.path.dirname(path)))  # the file itself may be a link, as `last` is
+            return Path(files.resolve(self.dirpath)) in (folder, *folder.parents)
         return path.startswith(self.dirpath.rstrip("/") + "/")
 
     def _remove(self, trainer: Trainer, path: str) -> None:
