@@ -35,7 +35,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from inazuma.ranks import rank_zero_info
+from inazuma.ranks import rank_zero_info, rank_zero_warn
 from inazuma.seed import (
     Apart,
     OwnGenerator,
@@ -85,6 +85,16 @@ def _draws_once(sampler: Any) -> bool:
     return type(sampler) in _DRAW_ONCE or type(sampler).__name__ == "_InfiniteConstantSampler"
 
 
+def _with_inner(data: Any, depth: int) -> Iterator[Any]:
+    """A data set, and the data sets and transforms that it is made of."""
+    yield data
+    for name in ("dataset", "datasets", "transform", "transforms", "target_transform"):
+        inner = getattr(data, name, None) if depth else None
+        for each in inner if isinstance(inner, (list, tuple)) else (inner,):
+            if each is not None:
+                yield from _with_inner(each, depth - 1)
+
+
 class Part:
     """One of the loaders of a stage.
 
@@ -100,7 +110,8 @@ class Part:
         self.start: dict[str, Any] | None = None  # where, and from which random states, the present pass began
         self._resumed: dict[str, Any] | None = None  # how this part was in the run that is resumed, until it begins
         self._is_map_style, self._can_seek = is_map_style(loader), can_seek(loader)
-        self._has_workers = isinstance(loader, DataLoader) and loader.num_workers > 0
+        self._num_workers = loader.num_workers if isinstance(loader, DataLoader) else 0
+        self._has_workers = self._num_workers > 0
         self._keeps_workers = self._can_seek and self._has_workers and loader.persistent_workers
         self._knows_indices = self._can_seek and self._is_map_style and getattr(loader, "in_order", True)
         self._view: DataLoader[Any] | None = None
@@ -213,6 +224,12 @@ class Part:
         assert self.start is not None
         if not done or (self._can_seek and self._is_map_style):
             return
+        if self._resumed is not None and self._resumed["num_workers"] != self._num_workers:
+            rank_zero_warn(
+                f"`{self.name}` gives a stream, and the checkpoint was written with "
+                f"num_workers={self._resumed['num_workers']}, this run has num_workers={self._num_workers}: a stream "
+                "is dealt out to its workers, so that the order of the samples may be another. Use as many as before."
+            )
         if not isinstance(self.loader, (list, tuple)):
             rank_zero_info(
                 f"Resuming inside an epoch: the first {done} batches of `{self.name}` are fetched again and left out."
@@ -312,8 +329,7 @@ class Part:
         """The generators of its own that a data set draws from in this process."""
         if self._has_workers or not self._is_map_style:
             return []
-        data = self.loader.dataset
-        return generators_in(data, getattr(data, "transform", None), getattr(data, "dataset", None))
+        return generators_in(*_with_inner(self.loader.dataset, depth=4))
 
     # State
 
@@ -323,6 +339,7 @@ class Part:
 
     def state_dict(self) -> dict[str, Any]:
         return {
+            "num_workers": self._num_workers,
             "seed": self.seed,
             "start": None if self.start is None else dict(self.start),
             "position": self.position(),
