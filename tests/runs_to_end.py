@@ -96,6 +96,8 @@ def run(job: dict[str, Any]) -> None:
         sys.ps1 = ">>> "
     if job.get("ignores"):
         signal.signal(job["ignores"], signal.SIG_IGN)
+    else:  # a shell that started the tests in the background has it ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     seed_everything(1)
     train = DataLoader(
         Numbers(48, job.get("hangs_at")),

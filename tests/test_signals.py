@@ -62,6 +62,14 @@ class Ended:
         return self.said[-1]
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_is_heard() -> Iterator[None]:
+    """Also where a shell started the tests in the background, with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Runs:
     """Starts runs, one after the other, and sends signals to all their processes."""
 
