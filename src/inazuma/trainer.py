@@ -519,8 +519,9 @@ class Trainer:
         loaders = {} if previous is None else dict(previous.loaders)  # a test does not forget how long training was
         for stage in ("train", "val", "test", "predict"):
             if stage in given or stage not in loaders:
-                loaders[stage] = _loaders(stage, given.get(stage), module, datamodule, str(fn), self.limits)
-                loaders[stage].exact = self.exact_resume
+                loaders[stage] = _loaders(
+                    stage, given.get(stage), module, datamodule, str(fn), self.limits, self.exact_resume
+                )
         self._run = Run(
             module=module,
             datamodule=datamodule,
@@ -1132,7 +1133,13 @@ def _split_datamodule(
 
 
 def _loaders(
-    stage: str, given: Any, module: LightningModule, datamodule: LightningDataModule | None, fn: str, limits: Limits
+    stage: str,
+    given: Any,
+    module: LightningModule,
+    datamodule: LightningDataModule | None,
+    fn: str,
+    limits: Limits,
+    exact: bool,
 ) -> Loaders:
     """Where the loaders of a stage come from: the argument, the datamodule, or the module."""
     argument = f"{stage}_dataloaders" if fn == "fit" else "dataloaders"
@@ -1140,7 +1147,7 @@ def _loaders(
     if given is None:
         hook = f"{stage}_dataloader"
         owner = next((o for o in (datamodule, module) if o is not None and overrides(o, hook, DataHooks)), None)
-    return Loaders(stage, given, owner, f"Trainer.{fn}({argument}=...)", limits)
+    return Loaders(stage, given, owner, f"Trainer.{fn}({argument}=...)", limits, exact)
 
 
 def _with_compiled_steps(original: LightningModule, compiled: Any) -> LightningModule:

@@ -40,7 +40,7 @@ class Loaders:
         exact: `Trainer(exact_resume=...)`.
     """
 
-    def __init__(self, stage: str, given: Any, owner: Any, passed_as: str, limits: Limits, exact: bool = True) -> None:
+    def __init__(self, stage: str, given: Any, owner: Any, passed_as: str, limits: Limits, exact: bool) -> None:
         self.stage, self.given, self.owner, self.passed_as, self.limits = stage, given, owner, passed_as, limits
         self.exact = exact
         self.loaders: Any = None  # as the user made them: one, or a collection
