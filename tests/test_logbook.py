@@ -235,6 +235,57 @@ def test_the_dictionaries_and_the_rows_hold_what_was_logged(script: Script) -> N
         assert close(one, other)
 
 
+class LogsPairs(LightningModule):
+    """Logs values with their weights under the name of a reduction, `per_batch` of them in each batch."""
+
+    def __init__(self, pairs: list[tuple[float, float]], reduction: str, dtype: torch.dtype, per_batch: int) -> None:
+        super().__init__()
+        self.layer, self.pairs, self.reduction, self.dtype_, self.per_batch = (
+            nn.Linear(1, 1),
+            pairs,
+            reduction,
+            dtype,
+            per_batch,
+        )
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        for value, weight in self.pairs[batch_idx * self.per_batch : (batch_idx + 1) * self.per_batch]:
+            number = torch.tensor(value, dtype=self.dtype_)
+            self.log("it", number, on_epoch=True, on_step=False, reduce_fx=self.reduction, batch_size=weight)  # type: ignore[arg-type]
+        return self.layer(batch).sum()  # type: ignore[no-any-return]
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+@settings(max_examples=60, deadline=None)
+@given(
+    values=st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=1, max_size=200),
+    weights=st.lists(st.one_of(st.just(8), st.integers(1, 100), st.floats(0.125, 100, width=32)), min_size=1),
+    reduction=st.sampled_from(["mean", "sum", "min", "max"]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    batches=st.integers(1, 3),
+)
+def test_the_value_of_an_epoch_has_the_bits_of_one_addition_after_the_other(
+    values: list[float], weights: list[float], reduction: str, dtype: torch.dtype, batches: int
+) -> None:
+    pairs = [(value, weights[index % len(weights)]) for index, value in enumerate(values)]
+    trainer = trainer_of(False, [], 1, 1)
+    net = LogsPairs(pairs, reduction, dtype, per_batch=-(-len(pairs) // batches))
+    trainer.fit(net, DataLoader(torch.ones(batches, 1), batch_size=1))  # type: ignore[arg-type]
+
+    total = torch.tensor({"min": float("inf"), "max": -float("inf")}.get(reduction, 0.0), dtype=dtype)
+    for value, weight in pairs:
+        number = torch.tensor(value, dtype=dtype)
+        if reduction in ("mean", "sum"):
+            total = total + (number * weight if reduction == "mean" else number)
+        else:
+            total = (torch.minimum if reduction == "min" else torch.maximum)(total, number)
+    wanted = total / sum(weight for _, weight in pairs) if reduction == "mean" else total
+    assert torch.equal(trainer.callback_metrics["it"], wanted) or wanted.isnan()
+
+
 class Waits(TorchFunctionMode):
     """Notes each call that would wait for a device."""
 

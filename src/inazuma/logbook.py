@@ -1,8 +1,8 @@
 """`self.log`: keep what the user logs, reduce it, and show it to callbacks, the progress bar and loggers.
 
-A logged value stays on its device as a tensor: a call of `log` costs a dictionary lookup, a tuple comparison and two or
-three small tensor operations. Values become Python numbers only where somebody shows or stores them (`as_numbers`; the
-only place here that waits for the device).
+A logged value stays on its device as a tensor: a call of `log` costs a dictionary lookup, a tuple comparison and a copy
+of the value; values are reduced many at a time. They become Python numbers only where somebody shows or stores them
+(`as_numbers`; the only place here that waits for the device).
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ _REDUCTIONS: dict[Any, str] = {
     sum: "sum",
 }
 _LARGEST = torch.finfo(torch.float32).max
+_AT_ONCE = 64  # values of one name that are reduced together
 _START = {"mean": 0.0, "sum": 0.0, "min": math.inf, "max": -math.inf}
 
 
@@ -119,6 +120,7 @@ class Entry:
         self.epoch_name = f"{name}_epoch{suffix}" if is_forked else self.name
         # what `add` reads, without a second dot
         self.on_step, self.on_epoch, self.reduction = flags.on_step, flags.on_epoch, flags.reduction
+        self.enable_graph = flags.enable_graph
         self.weighs = self.on_epoch and self.reduction == "mean"
         self.reset()
 
@@ -126,35 +128,42 @@ class Entry:
         """Forget the values; the entry shows nothing until it is logged again."""
         self.is_empty = True
         self.last: Tensor | None = None
-        self.total: Tensor | None = None
-        self.weight: float = 0.0
+        self.total: Tensor | None = None  # the reduction of all values but those that are pending
+        self.pending: list[tuple[Tensor, float]] = []  # values, each with its weight in a mean
+        self.weight: float = 0.0  # of all values
         self.computed: Tensor | None = None
 
     def add(self, value: Tensor, batch_size: float) -> None:
         """Take in one value: a floating scalar. `batch_size` is its weight in a mean."""
         self.is_empty = False
-        if not self.flags.enable_graph:
+        if not self.enable_graph:
             value = value.detach()
+        value = value.clone()  # the user may go on to change the logged tensor in place
         if self.on_step:
-            self.last = value.clone()  # the user may go on to change the logged tensor in place
-        if not self.on_epoch:
-            return
-        self.computed = None
-        if self.total is None:
-            with torch.inference_mode(False):  # nothing could be added to an inference tensor later
-                self.total = torch.full_like(value, _START[self.reduction], requires_grad=False)
-        if self.reduction == "mean":
+            self.last = value
+        if self.on_epoch:
+            self.computed = None
             self.weight += batch_size
-            if value.requires_grad:
-                self.total = self.total + value * batch_size
+            self.pending.append((value, batch_size))
+            if len(self.pending) == _AT_ONCE or self.enable_graph:
+                self.reduce_pending()
+
+    def reduce_pending(self) -> Tensor | None:
+        """Bring the total up to date, with the same bits as if each value had been taken in when it came."""
+        if not self.pending:
+            return self.total
+        values, weights = zip(*self.pending, strict=True)
+        self.pending = []
+        with torch.inference_mode(False):  # nothing could be added to an inference tensor later
+            if self.total is None:
+                self.total = torch.full_like(values[0], _START[self.reduction], requires_grad=False)
+            kinds = {(value.is_cpu, value.dtype) for value in values}
+            if kinds == {(True, self.total.dtype)} and not (self.enable_graph or any(map(_is_tensor, weights))):
+                self.total = _reduced_at_once(self.total, torch.stack(values), weights, self.reduction)
             else:
-                self.total.add_(value * batch_size)
-        elif self.reduction == "sum":
-            self.total = self.total + value
-        elif self.reduction == "min":
-            self.total = torch.minimum(self.total, value)
-        else:
-            self.total = torch.maximum(self.total, value)
+                for value, weight in zip(values, weights, strict=True):
+                    self.total = _reduced(self.total, value, weight, self.reduction)
+        return self.total
 
     def step_value(self, reduce: Reduce) -> Tensor | None:
         """The last value logged; None where only the epoch is."""
@@ -171,11 +180,11 @@ class Entry:
         if self.on_epoch and self.computed is None:
             if self.metric is not None:
                 self.computed = _metric_value(self.metric.compute(), self.name)
-            elif self.total is not None:
-                self.computed = self._reduced(self.total, reduce)
+            elif (total := self.reduce_pending()) is not None:
+                self.computed = self._over_ranks(total, reduce)
         return self.computed
 
-    def _reduced(self, total: Tensor, reduce: Reduce) -> Tensor:
+    def _over_ranks(self, total: Tensor, reduce: Reduce) -> Tensor:
         if self.reduction != "mean":
             return reduce(total.clone(), self.reduction, self.sync_group) if self._syncs else total.clone()
         if not self._syncs:
@@ -186,6 +195,31 @@ class Entry:
     @property
     def _syncs(self) -> bool:
         return self.flags.sync_dist and not self.flags.rank_zero_only
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _reduced(total: Tensor, value: Tensor, weight: float, reduction: str) -> Tensor:
+    if reduction == "mean":
+        return total + value * weight
+    if reduction == "sum":
+        return total + value
+    return torch.minimum(total, value) if reduction == "min" else torch.maximum(total, value)
+
+
+def _reduced_at_once(total: Tensor, values: Tensor, weights: Sequence[float], reduction: str) -> Tensor:
+    """`_reduced` for one after the other of `values`, `[n]` on the CPU."""
+    if reduction == "min":
+        return torch.minimum(total, values.amin())
+    if reduction == "max":
+        return torch.maximum(total, values.amax())
+    if reduction == "mean":
+        same = weights.count(weights[0]) == len(weights)
+        values = values * (weights[0] if same else torch.tensor(weights, dtype=values.dtype))
+    # on the CPU this adds in order and rounds each time, as `sum` does not
+    return total.reshape(1).index_add(0, torch.zeros(len(values), dtype=torch.int64), values).reshape(())
 
 
 def _metric_value(value: Any, name: str) -> Tensor | None:
@@ -562,7 +596,7 @@ class Logbook:
                 "values": {
                     "is_empty": entry.is_empty,
                     "last": entry.last,
-                    "total": None if entry.total is None else entry.total.detach().clone(),  # it is added to in place
+                    "total": None if (total := entry.reduce_pending()) is None else total.detach(),
                     "weight": entry.weight,
                     "computed": entry.computed,
                 },

@@ -17,7 +17,7 @@ from inazuma.datahooks import DataHooks
 from inazuma.errors import MisconfigurationException
 from inazuma.hparams import HyperparametersMixin, OnlyOnClass, init_arguments
 from inazuma.modes import evaluating
-from inazuma.optim import GradClipAlgorithmType, LightningOptimizer, toggle_optimizer, untoggle_optimizer
+from inazuma.optim import GradClipAlgorithmType, LightningOptimizer, toggle_optimizer, untoggle_optimizer, zero_grad
 from inazuma.ranks import WarningCache, rank_zero_deprecation, rank_zero_warn
 from inazuma.weak import Weak
 
@@ -358,7 +358,7 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Clear the gradients. Default: `optimizer.zero_grad()`."""
-        optimizer.zero_grad()
+        zero_grad(optimizer)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
         """Advance a schedule; `metric` is the monitored value, or None. Override it for schedules unlike torch's."""

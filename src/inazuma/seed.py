@@ -183,9 +183,13 @@ class Apart:
     Between `enter` and `leave` the generators of the CPU are others. It stands in the path of every batch, so that it
     is a pair of calls, and leaves alone what is not used: with `learns`, a generator that was not drawn from in the
     first eight times is not looked after any more.
+
+    Args:
+        learns: see above.
+        is_idle: it is known that nothing is drawn.
     """
 
-    def __init__(self, learns: bool) -> None:
+    def __init__(self, learns: bool, is_idle: bool = False) -> None:
         self._all: dict[str, _Copied | _Swapped] = {
             "torch": _Copied(torch.get_rng_state, torch.set_rng_state, torch.default_generator.manual_seed),
             "python": _Copied(random.getstate, random.setstate, random.seed),
@@ -196,6 +200,9 @@ class Apart:
         self.trials = 8 if learns else None  # still to come
         self._used: set[str] = set()
         self._looked_after = list(self._all.values())
+        if is_idle:
+            self.trials = 0
+            self._choose()
         self._entered: list[_Copied | _Swapped] = []
         self._keeps = False
 

@@ -64,6 +64,8 @@ def move_data_to_device(batch: Any, device: str | torch.device) -> Any:
     """
     if isinstance(device, str):
         device = torch.device(device)
+    if type(batch) is list and all(type(item) is Tensor for item in batch):  # what most loaders give
+        return [item.to(device, non_blocking=device.type not in ("cpu", "mps")) for item in batch]
     return apply_to_collection(batch, Movable, _move, device, device.type not in ("cpu", "mps"))
 
 

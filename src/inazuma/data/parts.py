@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, count, islice
 from typing import Any
 
@@ -35,6 +35,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from inazuma.data.fetch import fetcher, is_in_memory
 from inazuma.ranks import rank_zero_info, rank_zero_warn
 from inazuma.seed import (
     Apart,
@@ -114,6 +115,8 @@ class Part:
         self._has_workers = self._num_workers > 0
         self._keeps_workers = self._can_seek and self._has_workers and loader.persistent_workers
         self._knows_indices = self._can_seek and self._is_map_style and getattr(loader, "in_order", True)
+        # without workers a map-style set is asked for its samples right here, not through torch's loader
+        self._fetch = fetcher(loader) if self._can_seek and self._is_map_style and not self._has_workers else None
         self._view: DataLoader[Any] | None = None
         self._source: Iterator[Any] = iter(())  # the sampler's indices, from the beginning of the present pass
         self._plan: tuple[int, int, int | None] = (0, 0, None)  # batches done in the epoch, to leave out, to take
@@ -121,7 +124,7 @@ class Part:
         self._stream: Iterator[Any] | None = None  # the batches of the present pass, once it was launched
         self._drawn: deque[Any] = deque()  # indices of the batches that are being loaded
         # A replay has to draw what was drawn; a map-style set is not replayed, and left alone where it draws nothing.
-        self._noise = Apart(learns=self._is_map_style)
+        self._noise = Apart(learns=self._is_map_style, is_idle=self._fetch is not None and is_in_memory(loader))
         self._order = Apart(learns=False)
 
     # Two ways to begin
@@ -194,7 +197,11 @@ class Part:
         source = self._source if _draws_once(self.sampler) else self._drawn_apart(self._source)
         source = islice(chain(first, source), skip, None)
         source = chain(list(islice(source, 1)), source)  # while the random state is the one of then
-        self.indices_of_pass = self._with_seeds(source if most is None else islice(source, most), at)
+        source = source if most is None else islice(source, most)
+        if self._fetch is not None:
+            self._stream = source
+            return
+        self.indices_of_pass = self._with_seeds(source, at)
         if self._view is None or not self._keeps_workers:
             what = "sampler" if self.loader.batch_sampler is None else "batch_sampler"
             self._view = with_indices(self.loader, **{what: _Stream(self)}, generator=torch.Generator())
@@ -283,10 +290,29 @@ class Part:
         assert self._stream is not None
         if isinstance(self.loader, (list, tuple)):
             yield from self._stream
+        elif self._fetch is not None:
+            yield from self._fetch_here(self._stream, self._fetch, at)
         elif self._can_seek and self._has_workers:
             yield from self._walk_workers(self._stream)
         else:
             yield from self._walk_here(self._stream, at)
+
+    def _fetch_here(self, stream: Iterator[Any], fetch: Callable[[Any], Any], at: int) -> Iterator[Any]:
+        """Batches of a map-style set that is asked in this process."""
+        assert self.start is not None
+        noise, seed, epoch = self._noise, self.seed, self.start["epoch"]
+        assert seed is not None
+        for position, indices in enumerate(stream, at):
+            if noise.is_idle:
+                batch = fetch(indices)
+            else:
+                noise.enter(derived_seed(seed, epoch, position))
+                try:
+                    batch = fetch(indices)
+                finally:
+                    noise.leave()
+            self.indices = indices
+            yield batch
 
     def _walk_workers(self, stream: Iterator[Any]) -> Iterator[Any]:
         knows, drawn = self._knows_indices, self._drawn

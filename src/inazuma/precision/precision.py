@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from inazuma.optim import GradClipAlgorithmType, clip_by_norm, clip_by_value, params_of
+from inazuma.optim import GradClipAlgorithmType, clip_by_norm, clip_by_value, params_of, runs_closure_first
 from inazuma.tree import apply_to_collection
 
 M = TypeVar("M", bound=Module)
+_NOTHING = nullcontext()
 
 
 class Precision:
@@ -56,7 +57,7 @@ class Precision:
 
     def forward_context(self) -> AbstractContextManager[Any]:
         """Around each `*_step` of the module, without the backward pass."""
-        return nullcontext()
+        return _NOTHING
 
     def init_context(self) -> AbstractContextManager[Any]:
         """Around the code that creates a module, so that its weights are born in their final format."""
@@ -78,6 +79,12 @@ class Precision:
         Returns:
             What `optimizer.step` returns, as a rule the loss.
         """
+
+        if runs_closure_first(optimizer):
+            loss = closure()
+            ready()
+            optimizer.step(**kwargs)
+            return loss
 
         def run() -> Any:
             loss = closure()
