@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inazuma.callbacks.digest_file import COMPONENTS, HEADER, Digest, Record, compare, read_digest
+from inazuma.callbacks.digest_file import COMPONENTS, HEADER, Digest, Record, compare, pack_record, read_digest
 
 
 def records(count: int = 20, batches: int = 7) -> list[Record]:
@@ -21,7 +21,7 @@ def records(count: int = 20, batches: int = 7) -> list[Record]:
 
 
 def digest(of: list[Record]) -> Digest:
-    return Digest(Path("run"), b"".join(record.pack() for record in of))
+    return Digest(Path("run"), b"".join(pack_record(*record) for record in of))
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from inazuma.callbacks.digest_file import HEADER, Record
+from inazuma.callbacks.digest_file import HEADER, Record, pack_record
 from inazuma.cli.main import main
 
 
 def write(folder: Path, records: list[Record]) -> str:
     folder.mkdir()
-    (folder / "digest.bin").write_bytes(HEADER + b"".join(record.pack() for record in records))
+    (folder / "digest.bin").write_bytes(HEADER + b"".join(pack_record(*record) for record in records))
     return str(folder)
 
 

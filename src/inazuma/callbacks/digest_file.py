@@ -22,6 +22,7 @@ _RECORD = struct.Struct("<3I2Id2I")
 _BITS = struct.Struct("<3I2IQ2I")  # the same, with the loss as its bits: a NaN equals itself
 HEADER = _HEADER.pack(_MAGIC, FORMAT, _RECORD.size)
 RECORD_BYTES = _RECORD.size
+pack_record = _RECORD.pack
 _CHUNK = 4096 * RECORD_BYTES
 
 
@@ -40,9 +41,6 @@ class Record(NamedTuple):
     @property
     def position(self) -> tuple[int, int]:
         return self.epoch, self.batch
-
-    def pack(self) -> bytes:
-        return _RECORD.pack(*self)
 
     def __str__(self) -> str:
         return f"epoch {self.epoch}, batch {self.batch}, step {self.step}"
