@@ -30,7 +30,7 @@ FLOORS: dict[int, str] = {
     1: "callbacks.callback loggers.logger checkpoint_io progress hparams optim logbook hooks datahooks summary module"
     " datamodule",
     0: "errors states duration ranks signals seed tables tree fingerprints snapshot devices container saving files"
-    " modes weak",
+    " modes weak timing",
 }
 LEFT_TO_RIGHT = (0, 1, 3, 4)  # floors whose files may import what stands left of them
 DOORS = ("plugins", "accelerators", "utilities")  # they open on other rooms and hold nothing of their own

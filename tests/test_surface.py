@@ -109,6 +109,7 @@ OWN_NAMES: dict[str, set[str]] = {
         "checkpoint_note",
         "detect_anomaly",
         "exact_resume",
+        "timing",
         "inference_mode",
         "lightning_optimizers",
         "limits",

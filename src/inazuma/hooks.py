@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from inazuma.callbacks.callback import Callback
 from inazuma.errors import PossibleUserWarning
 from inazuma.ranks import rank_zero_warn
+from inazuma.timing import Timing
 from inazuma.weak import Weak
 
 if TYPE_CHECKING:
@@ -160,8 +161,10 @@ class Hooks:
         callbacks: Sequence[Callback],
         datamodule: LightningDataModule | None = None,
         profiler: Profiler | None = None,
+        timing: Timing | None = None,
     ) -> None:
         self.where = ""
+        self.timing = timing or Timing()
         self._trainer, self._module, self._module_base = trainer, module, module_base
         self._datamodule, self._profiler = datamodule, profiler
         self.table: dict[str, tuple[Callable[..., Any], ...]] = {}
@@ -181,13 +184,13 @@ class Hooks:
         for who in order:
             if who == "module":
                 if overrides(self._module, event, self._module_base):
-                    yield self.verb(event, getattr(self._module, event))
+                    yield self._booked(self._module, self.verb(event, getattr(self._module, event)))
                 elif event == "on_train_batch_start" and callbacks:
                     yield _no_answer  # -1 from a callback does not end the epoch, from the module it does
             elif who == "datamodule":
                 if self._datamodule is not None:
                     action = f"[LightningDataModule]{type(self._datamodule).__name__}.{event}"
-                    yield self._timed(action, getattr(self._datamodule, event))
+                    yield self._booked(self._datamodule, self._timed(action, getattr(self._datamodule, event)))
             else:
                 for callback in callbacks:
                     if who == "callbacks" or (who == "late callbacks") == callback.runs_after_module:
@@ -196,7 +199,7 @@ class Hooks:
     def _of_callback(self, callback: Callback, event: str) -> Iterable[Callable[..., Any]]:
         if overrides(callback, event, Callback):
             call = partial(getattr(callback, event), *self.seen_by_callbacks)
-            yield self._timed(f"[Callback]{callback.state_key}.{event}", call)
+            yield self._booked(callback, self._timed(f"[Callback]{callback.state_key}.{event}", call))
 
     @property
     def seen_by_callbacks(self) -> tuple[Trainer, LightningModule]:
@@ -208,6 +211,9 @@ class Hooks:
     def is_timed(self) -> bool:
         """Whether a profiler listens."""
         return self._profiler is not None
+
+    def _booked(self, hearer: object, call: Callable[..., Any]) -> Callable[..., Any]:
+        return self.timing.of(type(hearer).__name__, call)
 
     def _timed(self, action: str, call: Callable[..., Any]) -> Callable[..., Any]:
         return call if self._profiler is None else timed(self._profiler, action, call)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from inazuma.errors import MisconfigurationException
 from inazuma.ranks import WarningCache
+from inazuma.timing import Timing
 from inazuma.tree import batch_size_of
 
 if TYPE_CHECKING:
@@ -270,10 +271,19 @@ class Logbook:
         reduce: reduces a tensor over the ranks.
         device: where Python numbers become tensors.
         loggers: what `report` writes to.
+        timing: of the run.
     """
 
-    def __init__(self, source: Source, reduce: Reduce, device: torch.device, loggers: Sequence[Logger]) -> None:
+    def __init__(
+        self,
+        source: Source,
+        reduce: Reduce,
+        device: torch.device,
+        loggers: Sequence[Logger],
+        timing: Timing | None = None,
+    ) -> None:
         self.source, self.reduce, self.device, self.loggers = source, reduce, device, loggers
+        self.timing = timing or Timing()
         self.results: Results | None = None  # None: nothing can be logged now
         self.batch: Any = None
         self.batch_size: int | None = None
@@ -581,9 +591,10 @@ class Logbook:
                 step = int(own_step)
             else:
                 numbers.setdefault("epoch", epoch)
-        for logger in self.loggers:
-            logger.log_metrics(metrics=numbers, step=step)
-            logger.save()
+        with self.timing.during("logging"):
+            for logger in self.loggers:
+                logger.log_metrics(metrics=numbers, step=step)
+                logger.save()
 
     # State
 

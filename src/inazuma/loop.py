@@ -85,7 +85,7 @@ def sanity_check(run: Run) -> None:
     if not (run.validates and run.limits.num_sanity_val_steps) or run.resumes_inside_an_epoch:
         return
     run.state.stage = RunningStage.SANITY_CHECKING
-    with isolate_rng():
+    with isolate_rng(), run.timing.during("validation", is_whole=True):
         run.hooks.fire("on_sanity_check_start")
         with torch.no_grad():
             evaluate(run, run.val, "validation", limit=run.limits.num_sanity_val_steps)
@@ -111,7 +111,7 @@ def train_epoch(run: Run) -> None:
         after_batch(run)
     if at.next == Next.TAKE_BATCH:
         run.mark_window()
-        for batch, is_last in run.batches.epoch(at.batch):
+        for batch, is_last in run.timing.waiting("data", run.batches.epoch(at.batch)):
             at.is_last_batch, run.boundary = is_last, run.window
             train_batch(run, run.transfer(batch), at.batch)
             if at.next == Next.REPORT:  # type: ignore[comparison-overlap]  # train_batch moves it
@@ -126,7 +126,7 @@ def train_epoch(run: Run) -> None:
 
 def train_batch(run: Run, batch: Any, batch_idx: int) -> None:
     """Forward, backward, clip, step: the step is made where an accumulation window closes."""
-    at, hooks, module, limits = run.progress, run.hooks, run.module, run.limits
+    at, hooks, module, limits, timing = run.progress, run.hooks, run.module, run.limits, run.timing
     optimizer = run.optimizers[0] if run.is_automatic else None
     outputs: dict[str, Any] | None = None
     was_run = False
@@ -155,20 +155,23 @@ def train_batch(run: Run, batch: Any, batch_idx: int) -> None:
     if not begin_batch(run, batch, batch_idx):
         return
     window = limits.accumulate_grad_batches
+    closure = timing.of("step", forward_backward)
     try:
         if batch is None:
             pass
         elif optimizer is None:
-            forward_backward()
+            closure()
         elif not limits.closes_window(batch_idx, at.is_last_batch):
             with run.strategy.no_sync():
-                forward_backward()
+                closure()
         else:
             hooks.where = "optimizer_step"
+            before = timing.switch("optimizer")
             if run.step is None:
-                run.optimizer_step(at.epoch, batch_idx, run.proxies[0], forward_backward)
+                run.optimizer_step(at.epoch, batch_idx, run.proxies[0], closure)
             else:
-                run.step(forward_backward)
+                run.step(closure)
+            timing.switch(before)
             hooks.where = ""
             at.step += 1
             if not was_run:
@@ -180,6 +183,7 @@ def train_batch(run: Run, batch: Any, batch_idx: int) -> None:
     except run.catches as error:  # nothing, unless Trainer(bad_steps=...) watches
         if run.guard is None or not run.guard.answers(error):
             raise
+        timing.switch("trainer")
         outputs = {}
     finish_batch(run, outputs, batch, batch_idx)
 
@@ -407,7 +411,7 @@ def validate(run: Run, then: Next, clear_gradients: bool) -> None:
     if clear_gradients:  # else an open accumulation window would lose them
         run.hooks.call("on_validation_model_zero_grad", run.module.on_validation_model_zero_grad)
     first_batch = run.training_results.first_batch
-    with run.apart(), torch.no_grad():
+    with run.apart(), run.timing.during("validation", is_whole=True), torch.no_grad():
         evaluate(run, run.val, "validation", then=then)
     run.boundary, run.training_results.first_batch = None, first_batch
     run.logbook.results = run.training_results
@@ -445,7 +449,7 @@ def evaluate(
         # hooks and steps hear of the loader only where there are several
         which = (idx,) if loaders.is_several else ()
         results.dataloader_idx = idx if loaders.is_several else None
-        for batch_idx, batch in enumerate(stream):
+        for batch_idx, batch in enumerate(run.timing.waiting("data", stream)):
             batch = run.transfer(batch, idx)
             book.begin_batch(batch, idx if loaders.is_several else None)
             hooks.fire(start, batch, batch_idx, *which)
@@ -497,7 +501,7 @@ def predict(run: Run, loaders: Loaders, keep: bool) -> list[list[Any]]:
     for idx, stream in loaders.streams(run.progress.epoch):
         which = (idx,) if loaders.is_several else ()
         predictions.append([])
-        for batch_idx, batch in enumerate(stream):
+        for batch_idx, batch in enumerate(run.timing.waiting("data", stream)):
             batch = run.transfer(batch, idx)
             hooks.fire("on_predict_batch_start", batch, batch_idx, *which)
             hooks.where = "predict_step"

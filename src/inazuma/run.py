@@ -38,6 +38,7 @@ from inazuma.ranks import WarningCache, rank_zero_warn
 from inazuma.seed import capture_rng, isolate_rng, restore_rng
 from inazuma.states import RunningStage, TrainerFn, TrainerState
 from inazuma.strategies.strategy import Strategy
+from inazuma.timing import Timing
 from inazuma.tree import recursive_detach
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class Run:
     state: TrainerState
     loaders: dict[str, Loaders]
     check_signals: Callable[[], None]
+    timing: Timing
     exact: bool = True  # Trainer(exact_resume=...)
     bad_steps: BadSteps | None = None
 
@@ -129,8 +131,9 @@ class Run:
         self.takes_batch_idx = takes_index(module.training_step)
         self.optimizer_step = self.hooks.verb("optimizer_step", module.optimizer_step)
         self.backward = self.hooks.verb("backward", module.backward)
-        self.transfer: Transfer = make_transfer(
-            module, self.datamodule, self.hooks, self.precision.convert_input, self.strategy.root_device
+        self.transfer: Transfer = self.timing.of(
+            "transfer",
+            make_transfer(module, self.datamodule, self.hooks, self.precision.convert_input, self.strategy.root_device),
         )
         self.set_optimizers(self.optimizers)
 
@@ -266,7 +269,7 @@ class Run:
 
     def evaluation_step(self, name: str) -> Callable[..., Any]:
         """A step of the module as a function of `(batch, batch_idx)`, or `(batch, batch_idx, dataloader_idx)`."""
-        step = self.hooks.verb(name, getattr(self.module, name))
+        step = self.timing.of("step", self.hooks.verb(name, getattr(self.module, name)))
         if takes_index(getattr(self.module, name)):
             return step
         return lambda batch, *_: step(batch)

@@ -57,6 +57,7 @@ from inazuma.strategies.cluster import SLURMEnvironment, hpc_checkpoint, next_hp
 from inazuma.strategies.select import select as select_strategy
 from inazuma.strategies.strategy import Strategy
 from inazuma.tables import print_results
+from inazuma.timing import Timing
 from inazuma.views import FitLoopView
 
 T = TypeVar("T")
@@ -282,6 +283,7 @@ class Trainer:
         self._module: LightningModule | None = None
         self.loggers = select_loggers(logger, self.default_root_dir, bool(fast_dev_run))
         self.profiler = select_profiler(profiler)
+        self.timing = Timing()  # where the time of the last run went
         self._callbacks = with_defaults(
             callbacks, max_time, enable_checkpointing, enable_progress_bar, enable_model_summary
         )
@@ -450,7 +452,7 @@ class Trainer:
         if fn is TrainerFn.FITTING:
             self.limits.resolve_max_epochs(has_timer=any(isinstance(c, Timer) for c in self._callbacks))
             self.should_stop = False
-        run = None
+        run, self.timing = None, Timing()
         try:
             given, datamodule = _split_datamodule(given, datamodule, fn)
             path = self._resolved(ckpt_path, fn, model is not None)
@@ -458,8 +460,10 @@ class Trainer:
             assemble(run, lambda: self._load(path, weights_only), self.enable_autolog_hparams)
             self._signals.listen("saving" if run.is_fitting else "ending", self._environment.requeue_signals)
             with torch.autograd.set_detect_anomaly(self.detect_anomaly or torch.is_anomaly_enabled()):
-                yield run
+                with self.timing.during("trainer"):
+                    yield run
             self._end(run)
+            self._tell_time(run)
         except BaseException as error:
             if (death := death_of_worker(error)) is None:
                 self._end_with(error, module, run)
@@ -476,6 +480,7 @@ class Trainer:
             self._end_late()
         finally:
             self._signals.leave()
+            self.timing.stop()
             if run is not None:
                 run.let_go()
 
@@ -510,9 +515,11 @@ class Trainer:
         self.strategy.connect(module)
         self._callbacks = with_module_callbacks(self._callbacks, module)
         profiler = None if isinstance(self.profiler, PassThroughProfiler) else self.profiler
-        hooks = Hooks(self, module, LightningModule, self._callbacks, datamodule, profiler)
+        hooks = Hooks(self, module, LightningModule, self._callbacks, datamodule, profiler, self.timing)
         reduce = self.strategy.reduce
-        logbook = Logbook(hooks, lambda v, op, group: reduce(v, group, op), self.strategy.root_device, self.loggers)
+        logbook = Logbook(
+            hooks, lambda v, op, group: reduce(v, group, op), self.strategy.root_device, self.loggers, self.timing
+        )
         module.attach_logbook(None if self.barebones else logbook)
         fn = self.state.fn
         previous = self._run
@@ -535,6 +542,7 @@ class Trainer:
             state=self.state,
             loaders=loaders,
             check_signals=self._signals.check,
+            timing=self.timing,
             exact=self.exact_resume,
             bad_steps=self.bad_steps,
         )
@@ -582,6 +590,17 @@ class Trainer:
         self.profiler.describe()
         self.profiler.teardown(stage=str(self.state.fn))
         self.state.status, self.state.stage = TrainerStatus.FINISHED, None
+
+    def _tell_time(self, run: Run) -> None:
+        """One line on where the time of this run went; with advice where it was measured that it would help."""
+        timing, told = self.timing, f"`Trainer.{self.state.fn}` took {self.timing}."
+        workers = getattr(run.train.parts[0], "num_workers", None) if run.is_fitting and run.train.parts else None
+        if workers is not None and timing.total_s > 10 and timing.shares["data"] > 0.2:
+            told += (
+                f" Waiting for `{run.train.name}` is a good part of it: with num_workers={workers}, loading is slower "
+                f"than training; this machine has {os.cpu_count()} cores."
+            )
+        rank_zero_info(told)
 
     def _put_back(self, run: Run) -> None:
         """Leave module, optimizers and precision as another run may find them."""
@@ -701,7 +720,7 @@ class Trainer:
                 "`Trainer.save_checkpoint()` has nothing to save before a model came to the Trainer. Call "
                 "`Trainer.fit`, `validate`, `test` or `predict` first."
             )
-        with self.profiler.profile("save_checkpoint"):
+        with self.profiler.profile("save_checkpoint"), self.timing.during("saving"):
             checkpoint = gather(self._run, weights_only=bool(weights_only))
             checkpoint.setdefault("inazuma", {})["note"] = self._note(checkpoint, bool(weights_only))
             try:

@@ -120,18 +120,18 @@ class RunDigest(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         message = str(exception).split("\n", 1)[0]
-        self._end(f"{type(exception).__name__}: {message}")
+        self._end(trainer, f"{type(exception).__name__}: {message}")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            self._end(f"finished: {trainer.limits.training_done(trainer.progress)}")
+            self._end(trainer, f"finished: {trainer.limits.training_done(trainer.progress)}")
 
-    def _end(self, reason: str) -> None:
+    def _end(self, trainer: Trainer, reason: str) -> None:
         if self._path is None:
             return
         self.flush(to_disk=True)
         if self._path is not None:  # the flush went well
-            self._sessions[-1].update(end=now(), exit=reason)
+            self._sessions[-1].update(end=now(), exit=reason, seconds=trainer.timing.seconds)
             try:
                 write_sessions(self._path.parent, self._sessions)
             except OSError as error:
