@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader
 
 from inazuma import Callback, LightningModule, Trainer
+from inazuma.callbacks import LearningRateMonitor
+from inazuma.loggers import CSVLogger
 from inazuma.loggers.logger import DummyLogger
 
 pytestmark = pytest.mark.filterwarnings("ignore:You called `self.log:UserWarning")  # integers are converted
@@ -199,17 +202,16 @@ class Look(Callback):
         self.looks.append(shown(trainer))
 
 
-def trainer_of(logger: Any, callbacks: list[Callback], max_epochs: int, log_every: int) -> Trainer:
+def trainer_of(logger: Any, callbacks: list[Callback], max_epochs: int, log_every: int, **options: Any) -> Trainer:
+    off = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     return Trainer(
         accelerator="cpu",
         logger=logger,
         callbacks=callbacks,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         num_sanity_val_steps=0,
         max_epochs=max_epochs,
         log_every_n_steps=log_every,
+        **{**off, **options},
     )
 
 
@@ -330,11 +332,28 @@ class LogsEverything(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def test_logging_waits_for_the_device_only_in_the_steps_that_write_rows() -> None:
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "all that is on by default": dict.fromkeys(
+        ("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), True
+    ),
+    "clipping by norm": {"gradient_clip_val": 0.5},
+    "clipping by value": {"gradient_clip_val": 0.5, "gradient_clip_algorithm": "value"},
+    "bf16": {"precision": "bf16-mixed"},
+    "accumulation": {"accumulate_grad_batches": 2},
+    "rates": {"callbacks": [LearningRateMonitor()]},
+    "no exact resume": {"exact_resume": False},
+}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_a_step_waits_for_the_device_only_where_it_writes_a_row(name: str, tmp_path: Path) -> None:
+    arguments = {"logger": CSVLogger(tmp_path), "callbacks": [], "max_epochs": 1, "log_every": 4, **ARGUMENTS[name]}
     with Waits() as waits:
         net = LogsEverything(waits)
-        trainer_of(Recorder(), [], 1, log_every=4).fit(net, DataLoader(torch.ones(10, 2), batch_size=1))  # type: ignore[arg-type]
-    assert [number for number, waits in enumerate(net.per_batch, start=1) if waits] == [4, 8]
+        trainer_of(**arguments).fit(net, DataLoader(torch.ones(10, 2), batch_size=1))  # type: ignore[arg-type]
+    every = 4 * arguments.get("accumulate_grad_batches", 1)
+    assert [number for number, waits in enumerate(net.per_batch, start=1) if waits] == [*range(every, 11, every)]
 
 
 def test_the_graph_of_a_logged_value_is_not_kept_unless_asked_for() -> None:
