@@ -115,7 +115,7 @@ def batches_by_hand(loader: DataLoader[Any]) -> list[Any]:
     return list(loader)
 
 
-def batches_of_fit(loader: DataLoader[Any]) -> list[Any]:
+def batches_of_fit(loader: DataLoader[Any], exact: bool = True) -> list[Any]:
     module = Sees(loader)
     torch.manual_seed(5)
     Trainer(
@@ -126,15 +126,17 @@ def batches_of_fit(loader: DataLoader[Any]) -> list[Any]:
         enable_progress_bar=False,
         enable_model_summary=False,
         limit_val_batches=0,
+        exact_resume=exact,
     ).fit(module)
     return module.seen
 
 
 @pytest.mark.parametrize("how", LOADERS)
 @pytest.mark.parametrize("what", SETS)
-def test_batches_are_those_of_a_loop_written_by_hand(what: str, how: str) -> None:
+@pytest.mark.parametrize("exact", [True, False])
+def test_batches_are_those_of_a_loop_written_by_hand(exact: bool, what: str, how: str) -> None:
     by_hand = outcome(lambda: batches_by_hand(DataLoader(SETS[what](), **LOADERS[how])))
-    by_fit = outcome(lambda: batches_of_fit(DataLoader(SETS[what](), **LOADERS[how])))
+    by_fit = outcome(lambda: batches_of_fit(DataLoader(SETS[what](), **LOADERS[how]), exact))
     if isinstance(by_hand, str):
         assert by_fit == by_hand
         return

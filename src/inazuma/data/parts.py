@@ -80,6 +80,12 @@ def can_seek(loader: Any) -> bool:
     )
 
 
+def _fetch_of(loader: Any) -> Callable[[Any], Any] | None:
+    """How batches are fetched right here, not through torch's iterator; None where workers or something else forbid."""
+    is_here = can_seek(loader) and is_map_style(loader) and not loader.num_workers
+    return fetcher(loader) if is_here else None
+
+
 def _draws_once(sampler: Any) -> bool:
     if isinstance(sampler, BatchSampler):
         return type(sampler) is BatchSampler and _draws_once(sampler.sampler)
@@ -116,7 +122,7 @@ class Part:
         self._keeps_workers = self._can_seek and self._has_workers and loader.persistent_workers
         self._knows_indices = self._can_seek and self._is_map_style and getattr(loader, "in_order", True)
         # without workers a map-style set is asked for its samples right here, not through torch's loader
-        self._fetch = fetcher(loader) if self._can_seek and self._is_map_style and not self._has_workers else None
+        self._fetch = _fetch_of(loader)
         self._view: DataLoader[Any] | None = None
         self._source: Iterator[Any] = iter(())  # the sampler's indices, from the beginning of the present pass
         self._plan: tuple[int, int, int | None] = (0, 0, None)  # batches done in the epoch, to leave out, to take
@@ -386,7 +392,7 @@ class Part:
 
 
 class PlainPart:
-    """One of the loaders of a stage with `Trainer(exact_resume=False)`: walked as torch walks it.
+    """One of the loaders of a stage with `Trainer(exact_resume=False)`: it draws random numbers where torch does.
 
     A run that is resumed inside an epoch begins with the data anew, except for a loader that keeps its own position.
     """
@@ -397,11 +403,17 @@ class PlainPart:
         self.loader = loader
         self.start: dict[str, Any] | None = None
         self._position: Any = None
+        self._fetch = _fetch_of(loader)
 
     def begin(self, epoch: int, at: int = 0, most: int | None = None, is_training: bool = True) -> Iterator[Any]:
         self.start = {"at": at}
-        stream: Iterator[Any] = iter(self.loader)
-        return stream
+        loader = self.loader
+        if self._fetch is None:
+            stream: Iterator[Any] = iter(loader)
+            return stream
+        indices = iter(loader.sampler if loader.batch_sampler is None else loader.batch_sampler)
+        torch.empty((), dtype=torch.int64).random_(generator=loader.generator)  # torch's, for workers if there were any
+        return map(self._fetch, indices)
 
     def go_on(self, taken: int, most: int | None = None) -> Iterator[Any]:
         if self._position is not None and is_stateful(self.loader):
