@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from inazuma.progress import Limits, Next, Progress
 
 if TYPE_CHECKING:
-    from inazuma.trainer import Trainer
+    from inazuma.attributes import Attributes
 
 
 class Counts:
@@ -28,7 +28,7 @@ class Tracker:
 class EpochLoopView:
     """`trainer.fit_loop.epoch_loop`."""
 
-    def __init__(self, trainer: Trainer, at: Progress, limits: Limits) -> None:
+    def __init__(self, trainer: Attributes, at: Progress, limits: Limits) -> None:
         self.trainer, self._at, self._limits = trainer, at, limits
 
     @property
@@ -60,7 +60,7 @@ class EpochLoopView:
 class FitLoopView:
     """`trainer.fit_loop`: position and limits of training; limits can be set."""
 
-    def __init__(self, trainer: Trainer, at: Progress, limits: Limits) -> None:
+    def __init__(self, trainer: Attributes, at: Progress, limits: Limits) -> None:
         self.trainer, self._at, self._limits = trainer, at, limits
         self.epoch_loop = EpochLoopView(trainer, at, limits)
 
