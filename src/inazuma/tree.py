@@ -131,6 +131,9 @@ def batch_size_of(batch: Any) -> tuple[int | None, bool]:
         The size (None if there is no tensor) and whether it is certain. It is not when, behind the first tensor,
         another tensor has another size or something is no tensor. A tensor without dimensions counts as 1 sample.
     """
+    if type(batch) in (list, tuple) and batch and all(type(item) is Tensor for item in batch):  # most batches
+        plain = [item.size(0) if item.ndim else 1 for item in batch]
+        return plain[0], plain.count(plain[0]) == len(plain)
     sizes = _sizes(batch)
     first = next((size for size in sizes if size is not None), None)
     return first, first is not None and all(size == first for size in sizes)
