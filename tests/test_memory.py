@@ -6,9 +6,11 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType, ModuleType
 from typing import Any
 
 import psutil
@@ -35,6 +37,7 @@ from inazuma.loggers import CSVLogger, TensorBoardLogger
 from inazuma.testing import BoringDataModule, BoringModel, ManualOptimBoringModel, RandomDataset
 
 ROOT = Path(__file__).parents[1]
+ROUND = 64  # steps after which a run holds what it held: so many values of a name are kept, and then reduced together
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 QUIET: dict[str, Any] = {
@@ -85,10 +88,30 @@ def _without_collector() -> Iterator[None]:
 
 
 def alive(run: Callable[[], list[Any]]) -> list[str]:
-    """The classes of what `run` returns that live on once nobody names it. The first call imports parts of torch."""
+    """What `run` returns and lives on once nobody names it, with its holders. The first call imports parts of torch."""
     run()
-    references = [weakref.ref(thing) for thing in run()]
-    return [type(thing).__name__ for reference in references if (thing := reference()) is not None]
+    living = [ref for ref in [weakref.ref(thing) for thing in run()] if ref() is not None]
+    return [f"{type(ref()).__name__}, held by {holders(ref)}" for ref in living]
+
+
+def holders(reference: weakref.ref[Any]) -> str:
+    """Who refers to something, who refers to those, and so on, for the message of a failure."""
+    ours = [frame for frame, _ in traceback.walk_stack(None)]
+    level, told = [reference()], list[str]()
+    seen = {id(ours), *map(id, ours), *map(id, level)}
+    while level and len(told) < 20:
+        seen.add(id(level))
+        found = gc.get_referrers(*level)
+        level = [holder for holder in found if id(holder) not in seen and not isinstance(holder, ModuleType)][:8]
+        seen |= {id(found), *map(id, level)}
+        told.append(", ".join(dict.fromkeys(map(title, level))))
+    return " < ".join(told)
+
+
+def title(thing: Any) -> str:
+    if isinstance(thing, FrameType):
+        return f"a frame of {thing.f_code.co_name}"
+    return repr(thing) if isinstance(thing, BaseException) else type(thing).__name__
 
 
 def fitted(module: type[BoringModel] = Logs, fn: str = "fit", **arguments: Any) -> list[Any]:
@@ -177,14 +200,14 @@ def fitted_with_workers(persistent: bool) -> list[Any]:
 
 @pytest.mark.parametrize("persistent", [False, True])
 def test_loaders_with_workers_are_freed(persistent: bool) -> None:
-    # In a process of its own: an error while torch ends workers, as of a child that an earlier test left, would be kept
-    # by pytest, with all that its traceback holds.
+    # In a process of its own, without pytest. An error in a callback at a fork, its own or that of a signal that comes
+    # just then, is only reported by Python; but pytest keeps it, with its traceback and the loader whose worker starts.
     code = (
         "import gc; from tests import test_memory as of; gc.collect(); gc.disable(); "
         f"print(of.alive(lambda: of.fitted_with_workers({persistent})))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["[]"]), done.stderr[-2000:]
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["[]"]), done.stdout + done.stderr[-2000:]
 
 
 def test_twenty_fits_leave_no_tensor() -> None:
@@ -199,7 +222,7 @@ def test_twenty_fits_leave_no_tensor() -> None:
     before = tensors()
     for _ in range(20):
         fit()
-    assert tensors() == before
+    assert tensors() <= before  # less where a thread of an earlier test came to its end
 
 
 def test_a_module_names_its_trainer_as_long_as_that_lives() -> None:
@@ -267,14 +290,14 @@ def growth(fn: str, steps: int, points: int) -> list[tuple[int, int, int]]:
 
 @pytest.mark.parametrize("fn", ["fit", "validate", "predict"])
 def test_the_number_of_tensors_does_not_grow_with_the_steps(fn: str) -> None:
-    assert len({tensors for _, _, tensors in growth(fn, 150, 3)}) == 1
+    assert len({tensors for _, _, tensors in growth(fn, 3 * ROUND, 3)}) == 1
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("fn", ["fit", "validate", "predict"])
 def test_twenty_thousand_steps_need_no_more_memory_than_a_few(fn: str) -> None:
-    seen = growth(fn, 20_000, 10)
+    seen = growth(fn, 320 * ROUND, 10)
     (first, before, _), (last, after, _) = seen[0], seen[-1]
     assert (after - before) / (last - first) * 10_000 < 2**20
     assert len({tensors for _, _, tensors in seen}) == 1
