@@ -55,7 +55,7 @@ SIZES = {
         logs=(1, 2, 10),
         measures=("step", "epoch_gap", "drift", "first_step", "peak_memory", "import"),
         verbs=("validate", "test", "predict"),
-        turns=18,
+        turns=12,
     ),
     "short": Size(THREE, {"perceptron": 400}, logs=(2,), measures=("step", "import"), verbs=(), turns=6),
     "tiny": Size(THREE[:2], {"perceptron": 50}, logs=(2,), measures=("step",), verbs=("predict",), turns=1),
