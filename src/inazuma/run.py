@@ -181,11 +181,14 @@ class Run:
             )
 
     def open_gradients(self) -> dict[str, Tensor]:
-        """The gradients of an accumulation window that is not closed yet, by parameter name."""
+        """The gradients that batches to come add to, by parameter name: those of an accumulation window that is open.
+
+        In manual optimization only the module knows which these are: all that are there.
+        """
         if self.boundary is not None and self.boundary.progress is not None:
             return self.boundary.gradients
         at = self.progress
-        if self.is_inside_batch or not self.is_automatic or self.limits.closes_window(at.batch - 1, at.is_last_batch):
+        if self.is_inside_batch or (self.is_automatic and self.limits.closes_window(at.batch - 1, at.is_last_batch)):
             return {}
         return {name: p.grad for name, p in self.module.named_parameters() if p.grad is not None}
 
