@@ -95,6 +95,7 @@ class Run:
     window: Boundary | None = None  # the beginning of the accumulation window in work or to come
     has_validated: bool = False  # since the window was marked
     resume: dict[str, Any] | None = None  # what a checkpoint says of random generators and logged values
+    resume_path: Any = None  # of that checkpoint
     resumes_inside_an_epoch: bool = False
     id: str = field(default_factory=lambda: uuid.uuid4().hex)  # a resume keeps it
 
@@ -183,11 +184,14 @@ class Run:
             )
 
     def open_gradients(self) -> dict[str, Tensor]:
-        """The gradients of an accumulation window that is not closed yet, by parameter name."""
+        """The gradients that batches to come add to, by parameter name: those of an accumulation window that is open.
+
+        In manual optimization only the module knows which these are: all that are there.
+        """
         if self.boundary is not None and self.boundary.progress is not None:
             return self.boundary.gradients
         at = self.progress
-        if self.is_inside_batch or not self.is_automatic or self.limits.closes_window(at.batch - 1, at.is_last_batch):
+        if self.is_inside_batch or (self.is_automatic and self.limits.closes_window(at.batch - 1, at.is_last_batch)):
             return {}
         return {name: p.grad for name, p in self.module.named_parameters() if p.grad is not None}
 
@@ -235,14 +239,14 @@ class Run:
         """Take up the logged values of the run that is resumed, after the sanity check."""
         if self.resume is not None:
             find: Callable[[str], Any] = self.module.get_submodule
-            with _readable("logged values"):
+            with _readable("logged values", self.resume_path):
                 self.logbook.load_state_dict(self.resume["logbook"], self.training_results, find)
 
     def restore_rng(self) -> None:
         """Take up the random generators of the run that is resumed, as the last thing before training goes on."""
         if self.resume is not None:
             if self.exact:
-                with _readable("random generators"):
+                with _readable("random generators", self.resume_path):
                     restore_rng(self.resume["rng"])
             self.resume = None
 
@@ -313,13 +317,13 @@ class Run:
 
 
 @contextmanager
-def _readable(what: str) -> Iterator[None]:
+def _readable(what: str, path: Any) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
-            f"The {what} in the checkpoint that this run resumes from cannot be read ({error!r}): it is damaged, or "
-            "something else wrote it. Its weights can be loaded with `load_from_checkpoint`."
+            f"The {what} in checkpoint {path} cannot be read ({error!r}): it is damaged, or something else wrote it. "
+            "Its weights can be loaded with `load_from_checkpoint`."
         ) from error
 
 

@@ -254,7 +254,7 @@ class Trainer(Attributes):
         if any(device_room.available(kind) for kind in ("cuda", "mps")):
             rank_zero_info(device_room.describe(found))
         for tool in TOOLS:
-            tool(self)
+            tool.join(self)
 
     # What the constructor makes
 
@@ -522,6 +522,10 @@ class Trainer(Attributes):
         return self._run
 
     def _resolved(self, ckpt_path: Any, fn: TrainerFn, model_is_given: bool) -> Any:
+        if fn is TrainerFn.FITTING and TOOLS and TOOLS[-1].decides:
+            said = self._ckpt_path if ckpt_path is None and self._user_managed_ckpt_path else ckpt_path
+            self._ckpt_path, self._user_managed_ckpt_path = TOOLS[-1].resume_from(said), False
+            return self._ckpt_path
         if ckpt_path is None and self._user_managed_ckpt_path:
             return self._ckpt_path
         is_open = ckpt_path is None and fn is TrainerFn.FITTING and not os.environ.get(VARIABLE)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import inazuma as pl
 from inazuma.callbacks import ModelCheckpoint, RunDigest
+from inazuma.testing import BoringModel
 
 
 class Points(Dataset):
@@ -36,6 +37,8 @@ class Net(pl.LightningModule):
     def training_step(self, batch, batch_idx):
         if "fails" in sys.argv and self.global_step == 4:
             raise ValueError("the step fails here")
+        if "late-entropy" in sys.argv and self.global_step == 5:
+            torch.seed()
         loss = torch.nn.functional.mse_loss(self.head(self.body(batch["x"])), batch["y"])
         self.log("loss", loss, on_epoch=True, batch_size=4)
         return loss
@@ -43,6 +46,10 @@ class Net(pl.LightningModule):
     def validation_step(self, batch, batch_idx):
         loss = torch.nn.functional.mse_loss(self.head(self.body(batch["x"])), batch["y"])
         self.log("val_loss", loss, batch_size=12)
+
+    def on_load_checkpoint(self, checkpoint):
+        if "resume-fails" in sys.argv:
+            raise LookupError("nothing was saved")
 
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), lr=0.01)
@@ -68,7 +75,11 @@ for _ in range(2 if "two-fits" in sys.argv else 1):
         enable_model_summary=False,
         log_every_n_steps=1,
     )
-    trainer.fit(Net(), DataLoader(data, batch_size=4, shuffle=True), DataLoader(data, batch_size=12))
+    if "validates-first" in sys.argv:
+        trainer.validate(BoringModel(), verbose=False)
+    ckpt_path = "auto" if "auto" in sys.argv else None
+    loaders = DataLoader(data, batch_size=4, shuffle=True), DataLoader(data, batch_size=12)
+    trainer.fit(Net(), *loaders, ckpt_path=ckpt_path)
 print("the program ends")
 """
 

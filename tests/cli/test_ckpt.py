@@ -100,6 +100,36 @@ class Hostile:
         return os.mkdir, ("hacked",)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer_states": None},
+        {"optimizer_states": {"a": 1}},
+        {"optimizer_states": [3]},
+        {"optimizer_states": [{"param_groups": [3], "state": 4}]},
+        {"lr_schedulers": [None]},
+        {"callbacks": [1]},
+        {"hyper_parameters": 3},
+        {"inazuma": [1]},
+    ],
+)
+def test_info_tells_what_it_can_of_a_file_with_odd_contents(
+    changes: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = torch.load(saved(), weights_only=True)
+    torch.save(content | changes, "odd.ckpt")
+    code, text = printed(capsys, "info", "odd.ckpt")
+    assert code == 0
+    assert rows(text)["weights"].startswith("2 tensors")
+
+
+def test_info_wants_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert printed(capsys, "info", "gone.ckpt") == (2, "inazuma: Checkpoint file not found: gone.ckpt\n")
+    Path("run").mkdir()
+    code, text = printed(capsys, "info", "run")
+    assert (code, text[:37]) == (2, "inazuma: run is a directory. Name a f")
+
+
 @pytest.mark.parametrize("command", [["info", "a.ckpt"], ["slim", "a.ckpt", "-o", "b"], ["diff", "a.ckpt", "a.ckpt"]])
 def test_nothing_in_a_file_is_run(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"state_dict": {}, "evil": Hostile()}, "a.ckpt")
@@ -126,9 +156,9 @@ def test_verify_tells_the_whole_from_the_damaged(capsys: pytest.CaptureFixture[s
     code, text = printed(capsys, "verify", "run/checkpoints/a.ckpt", "run/checkpoints/b.ckpt", "gone.ckpt")
     assert code == 1
     verdicts = [line.split()[0] for line in text.splitlines() if not line.startswith(" ")]
-    assert verdicts == ["whole", "DAMAGED", "DAMAGED"]
+    assert verdicts == ["whole", "DAMAGED", "MISSING"]
     assert "its checksum is" in text
-    assert "Checkpoint file not found: gone.ckpt" in text
+    assert text.endswith("MISSING  gone.ckpt\n")
 
 
 def test_verify_of_a_directory_without_checkpoints_is_no_good_answer(capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,6 +252,24 @@ def test_diff_names_what_differs_and_by_how_much(capsys: pytest.CaptureFixture[s
         "b: only in b.ckpt",
     ]
     assert printed(capsys, "diff", "a.ckpt", "b.ckpt", "--lines", "1")[1].splitlines()[1:] == ["... and 5 more"]
+
+
+def test_long_lists_of_numbers_are_one_difference(capsys: pytest.CaptureFixture[str]) -> None:
+    for path, words in (("a.ckpt", range(600)), ("b.ckpt", range(1, 601))):
+        torch.save({"rng": list(words), "short": [1, 2]}, path)
+    code, text = printed(capsys, "diff", "a.ckpt", "b.ckpt")
+    assert code == 1
+    assert re.fullmatch(r"rng: \[0, 1, 2, .*\.\.\. and \[1, 2, 3, .*\.\.\.\n", text)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a pipe that is closed sends SIGPIPE")
+def test_a_reader_that_has_enough_ends_the_command_quietly() -> None:
+    for path, value in (("a.ckpt", 0), ("b.ckpt", 1)):
+        torch.save({f"key {i}" * 10: value for i in range(3000)}, path)
+    command = f"{sys.executable} -m inazuma ckpt diff a.ckpt b.ckpt --lines 3000 | head -n 1; echo ${{PIPESTATUS[0]}}"
+    run = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert run.stdout.splitlines()[1:] == ["141"]
+    assert run.stderr == ""
 
 
 def test_two_states_of_a_run_differ_in_their_weights(capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,3 +58,14 @@ def test_what_cannot_be_compared_ends_with_2(tmp_path: Path, capsys: pytest.Capt
     assert "no batch in common" in capsys.readouterr().err
     assert main(["diff", one, str(tmp_path / "nowhere")]) == 2
     assert "has no digest" in capsys.readouterr().err
+
+
+def test_where_digests_are_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("logs", "logs/version_0"):
+        (tmp_path / name).mkdir()
+    one = write(tmp_path / "logs/version_0/run", RECORDS)
+    assert main(["diff", str(tmp_path), one]) == 2
+    assert f"has no digest itself. There are some below it: {one}." in capsys.readouterr().err
+    (tmp_path / "a.ckpt").write_bytes(b"PK\x03\x04")
+    assert main(["diff", one, str(tmp_path / "a.ckpt")]) == 2
+    assert "`inazuma ckpt diff` compares checkpoints" in capsys.readouterr().err

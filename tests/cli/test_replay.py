@@ -12,7 +12,9 @@ import pytest
 from tests.cli.commands import script
 
 from inazuma.callbacks.defaults import TOOLS
+from inazuma.callbacks.digest_file import Digest, Record
 from inazuma.cli.main import main
+from inazuma.cli.replay import begins_at, last_step
 
 
 @pytest.fixture
@@ -94,7 +96,7 @@ def test_checkpoints_of_another_run_are_left_alone(recorded: Path, capsys: pytes
 def test_what_cannot_be_replayed_ends_with_2(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for argv, message in (
         (["--step", "-1"], "before the record"),
-        (["--step", "60"], "the program ended before step 60"),
+        (["--step", "60"], "--step 60 is behind the end of the run"),
     ):
         assert main(["replay", str(recorded), *argv]) == 2
         assert message in capsys.readouterr().err
@@ -103,3 +105,60 @@ def test_what_cannot_be_replayed_ends_with_2(recorded: Path, capsys: pytest.Capt
     assert "is no file here" in capsys.readouterr().err
     assert main(["replay", str(recorded.parent), "--step", "1"]) == 2
     assert "does not exist" in capsys.readouterr().err
+
+
+def edit(path: Path, *changes: tuple[str, str]) -> None:
+    text = path.read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+
+
+@pytest.mark.parametrize("code", ["0", "'no data'"])
+def test_a_program_that_ends_before_the_step_is_no_good_answer(
+    code: str, recorded: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(recorded / "run.json", ("finished: ", "running: "))  # as of a run that was killed
+    edit(recorded.parent / "train.py", ('print("the program ends")', f"sys.exit({code})"))
+    assert main(["replay", str(recorded), "--step", "60"]) == 2
+    err = capsys.readouterr().err
+    assert err.endswith("inazuma replay: the program ended before step 60.\n")
+    assert ("The program exits: no data" in err) == (code != "0")
+
+
+def test_a_program_that_says_what_it_resumes_from_is_replayed(
+    recorded: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(recorded.parent / "train.py", ('"auto" if "auto" in sys.argv else None', '"auto"'))
+    for step, start in ((1, "the start"), (3, str(recorded / "2.ckpt"))):
+        assert main(["replay", str(recorded), "--step", str(step)]) == 0
+        out = capsys.readouterr().out
+        assert f"from {start}" in out
+        assert "faithful: 4 replayed batches" in out
+
+
+def test_a_step_in_a_later_fit_is_refused_in_one_sentence(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit(recorded / "run.json", ("finished: ", "running: "))
+    edit(recorded.parent / "train.py", ('2 if "two-fits" in sys.argv else 1', "2"))
+    assert main(["replay", str(recorded), "--step", "60"]) == 2
+    err = capsys.readouterr().err
+    assert "inazuma replay: the first `fit` of the program ended before step 60." in err
+    assert "Traceback" not in err
+
+
+def test_a_run_that_was_not_seeded_is_told_to_be(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = recorded / "run.json"
+    record.write_text(re.sub(r'"global": "\d+"', '"global": null', record.read_text()))
+    edit(recorded.parent / "train.py", ("pl.seed_everything(5,", "pl.seed_everything(6,"))
+    assert main(["replay", str(recorded), "--step", "1"]) == 1
+    assert "The run was not seeded" in capsys.readouterr().out
+
+
+def test_a_step_of_the_second_optimizer_is_in_the_batch_of_the_first() -> None:
+    two = Digest(Path(), b"".join(Record(0, i, 2 * i, 0, 0, 0.0, 0, 0).pack() for i in range(5)))
+    assert [begins_at(two, step) for step in (0, 1, 2, 7, 8, 9, 10)] == [0, 0, 2, 6, 8, 8, 10]
+    assert last_step(two) == 9
+    window = Digest(Path(), b"".join(Record(0, i, i // 2, 0, 0, 0.0, 0, 0).pack() for i in range(6)))
+    assert [begins_at(window, step) for step in (0, 1, 2, 3)] == [0, 1, 2, 3]
+    assert last_step(window) == 2

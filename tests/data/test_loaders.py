@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from inazuma import LightningModule, Trainer
 from inazuma.errors import MisconfigurationException, PossibleUserWarning
@@ -136,14 +137,28 @@ def test_an_empty_loader_is_reported_and_nothing_is_run() -> None:
     assert net.seen == {}
 
 
-def test_workers_are_seeded_where_the_environment_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+class Started(Dataset[int]):
+    """Says whether its worker was started with the rank, as the seeding function of this test notes it."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> int:
+        return int(os.environ.get("SEEDED_FOR_RANK", -1))
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_workers_are_seeded_where_the_environment_asks_for_it(exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def seed(worker_id: int, rank: int) -> None:
+        os.environ["SEEDED_FOR_RANK"] = str(rank)
+
+    monkeypatch.setattr("inazuma.data.loaders.pl_worker_init_function", seed)
     monkeypatch.setenv("PL_SEED_WORKERS", "1")
-    with_workers, without, own = data(2, num_workers=1), data(2), data(2, num_workers=1, worker_init_fn=print)
-    for loader in (with_workers, without, own):
-        trainer_of(limit_test_batches=1).test(Net(), loader, verbose=False)
-    assert with_workers.worker_init_fn is not None
-    assert without.worker_init_fn is None
-    assert own.worker_init_fn is print
+    for arguments, rank in (({"num_workers": 1}, 0), ({}, -1), ({"num_workers": 1, "worker_init_fn": print}, -1)):
+        net, loader = Net(), DataLoader(Started(), multiprocessing_context="fork" if arguments else None, **arguments)
+        trainer_of(exact_resume=exact).test(net, loader, verbose=False)
+        assert net.seen["test"] == [[rank], [rank]]
+        assert loader.worker_init_fn is arguments.get("worker_init_fn")  # the loader is the user's again
 
 
 def test_loaders_come_from_the_argument_before_the_module() -> None:

@@ -109,6 +109,30 @@ def test_without_exact_resume_the_data_begins_anew(tmp_path: Path) -> None:
     assert [batch for batch, *_ in resumed] == [[0.0, 1.0], [2.0, 3.0]]
 
 
+def test_a_file_of_a_run_without_exact_resume_is_gone_on_from_with_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    loader = DataLoader(torch.arange(12.0), 2)  # type: ignore[arg-type]
+    fit(loader, callbacks=[SavesAfter(4, path)], exact_resume=False)
+    with pytest.warns(UserWarning, match=r"written with Trainer\(exact_resume=False\), inside an epoch"):
+        resumed = fit(loader, ckpt_path=path)
+    assert [batch for batch, *_ in resumed] == [[0.0, 1.0], [2.0, 3.0]] + [[i, i + 1.0] for i in range(0, 12, 2)]
+    fit(loader, callbacks=[SavesAfter(6, path)], exact_resume=False)  # the end of an epoch: nothing is lost
+    assert len(fit(loader, ckpt_path=path)) == 6
+
+
+def test_other_batches_inside_an_epoch_are_warned_of(tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    numbers: Any = torch.arange(12.0)
+    fit(DataLoader(numbers, 2), callbacks=[SavesAfter(2, path)])
+    with pytest.warns(UserWarning, match=r"gives 4 batches of 3 samples\. .* with 6 of 2: the first 2"):
+        resumed = fit(DataLoader(numbers, 3), ckpt_path=path, max_epochs=1)
+    assert [batch for batch, *_ in resumed] == [[6.0, 7.0, 8.0], [9.0, 10.0, 11.0]]
+    with pytest.warns(UserWarning, match="gives 5 batches of 2 samples"):
+        fit(DataLoader(numbers[:10], 2), ckpt_path=path)
+    fit(DataLoader(numbers, 2), callbacks=[SavesAfter(6, path)])
+    assert len(fit(DataLoader(numbers, 3), ckpt_path=path)) == 4  # of the next epoch, where nothing is wrong
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_going_on_at_the_millionth_batch_loads_no_sample_before_it(num_workers: int, tmp_path: Path) -> None:
     path, length, done = tmp_path / "a.ckpt", 2_000_010, 1_000_000
@@ -128,6 +152,8 @@ def test_another_number_of_loaders_is_refused(tmp_path: Path) -> None:
     two = [DataLoader(torch.arange(12.0), 2) for _ in range(2)]  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="the checkpoint has 1, this run has 2"):
         fit(two, ckpt_path=path)
+    with pytest.raises(AttributeError, match="tolist"):  # of `training_step`, which is given two batches
+        fit(two, ckpt_path=path, exact_resume=False)  # as the message says
 
 
 @pytest.mark.parametrize("stop_after", [5, 6, 8, 12])

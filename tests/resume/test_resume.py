@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from tests.data.test_batches import SavesAfter
 from tests.resume.harness import (
     HOOKS,
+    Net,
     Recipe,
     Run,
     Saved,
@@ -19,8 +21,10 @@ from tests.resume.harness import (
     resumes_at,
     straight,
 )
+from torch import Tensor
 from torch.utils.data import DataLoader
 
+from inazuma import Trainer
 from inazuma.callbacks import EarlyStopping, EMAWeightAveraging
 
 RECIPES = [
@@ -77,6 +81,43 @@ def test_a_resumed_run_is_resumed_again(hook: str, tmp_path: Path) -> None:
     assert {each.hook for each in again.saved} == set(HOOKS)
     for second in again.saved[:60:4]:
         _assert_same_end(run, resume(recipe, tmp_path, second), second)
+
+
+class Accumulating(Net):
+    """A module that makes a step with every second batch by itself."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        optimizer = self.optimizers()
+        self.manual_backward(loss)
+        if batch_idx % 2:
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters(), lr=0.01)
+
+
+def test_gradients_that_a_module_accumulates_by_itself_are_resumed(tmp_path: Path) -> None:
+    def end(ckpt_path: str | None) -> dict[str, Tensor]:
+        torch.manual_seed(1)
+        module = Accumulating(Recipe("accumulates by itself", manual=True))
+        trainer = Trainer(
+            accelerator="cpu",
+            max_epochs=1,
+            logger=False,
+            callbacks=[SavesAfter(3, tmp_path / "open.ckpt")] if ckpt_path is None else [],
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, loader(), loader(4, shuffle=False), ckpt_path=ckpt_path)
+        return module.state_dict()
+
+    straight_end = end(None)
+    resumed_end = end(str(tmp_path / "open.ckpt"))
+    assert all(torch.equal(tensor, resumed_end[name]) for name, tensor in straight_end.items())
 
 
 def _some(saved: list[Saved]) -> list[Saved]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from inazuma.callbacks.callback import Callback
 from inazuma.callbacks.checkpoint import Checkpoint
@@ -20,8 +20,22 @@ if TYPE_CHECKING:
     from inazuma.module import LightningModule
     from inazuma.trainer import Trainer
 
-# What tools that run the user's program in their process do to every Trainer it makes, as adding a callback.
-TOOLS: list[Callable[[Trainer], None]] = []
+
+class Tool(Protocol):
+    """What runs the user's program in its process, and looks at a `fit` of it."""
+
+    @property
+    def decides(self) -> bool:
+        """Whether the next `fit` is the one that it looks at."""
+
+    def join(self, trainer: Trainer) -> None:
+        """Called with every Trainer that the program makes, as to add a callback."""
+
+    def resume_from(self, ckpt_path: Any) -> Any:
+        """The path that this `fit` resumes from, where the program says `ckpt_path`; None for the start."""
+
+
+TOOLS: list[Tool] = []  # that are at work
 
 
 def with_defaults(

@@ -93,13 +93,19 @@ def read_digest(run: str | Path) -> Digest:
     """
     path = digest_path(run)
     if not path.is_file():
+        below = sorted(
+            str(each.parent) for depth in ("*", "*/*", "*/*/*") for each in Path(run).glob(f"{depth}/{DIGEST_NAME}")
+        )
+        if below:
+            raise FileNotFoundError(f"{run} has no digest itself. There are some below it: {', '.join(below[:5])}.")
         raise FileNotFoundError(
             f"{run} has no digest ({path} does not exist). A run keeps one with `Trainer(callbacks=[RunDigest()])`, "
             "from inazuma.callbacks; the file lies in the log directory, or in RunDigest(dirpath=...)."
         )
     content = path.read_bytes()
     if not content.startswith(_MAGIC) or len(content) < len(HEADER):
-        raise ValueError(f"{path} is not the digest of a run: it starts with {content[:8]!r}.")
+        hint = " `inazuma ckpt diff` compares checkpoints." if content.startswith(b"PK") else ""
+        raise ValueError(f"{path} is not the digest of a run: it starts with {content[:8]!r}.{hint}")
     _, version, size = _HEADER.unpack_from(content)
     if (version, size) != (FORMAT, RECORD_BYTES):
         raise ValueError(

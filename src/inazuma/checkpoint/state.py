@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from inazuma.checkpoint.foreign import from_loops, to_loops
+from inazuma.checkpoint.layout import problem
 from inazuma.checkpoint.plain import refuse_objects
 from inazuma.errors import CheckpointError, MisconfigurationException
 from inazuma.files import weights_of
@@ -189,6 +190,11 @@ def _restore_position(run: Run, checkpoint: dict[str, Any], path: Any) -> None:
                 f"Checkpoint {path} was written by a newer inazuma (format {own['format']}; this one knows {FORMAT}). "
                 "Update inazuma to resume from it; the weights can be loaded with `load_from_checkpoint`."
             )
+        if (found := problem(own)) is not None:
+            raise CheckpointError(
+                f"The training state in checkpoint {path} cannot be read: {found}. The file is damaged, or another "
+                "version of inazuma wrote it. Its weights can be loaded with `load_from_checkpoint`."
+            )
         run.progress.load_state_dict(own["progress"])
         if own["batches"] is not None:
             run.batches.load_state_dict(own["batches"])
@@ -197,7 +203,7 @@ def _restore_position(run: Run, checkpoint: dict[str, Any], path: Any) -> None:
                 parameter.grad = gradient.to(parameter.device, copy=True)
         if run.guard is not None:
             run.guard.load_state_dict(own.get("bad_steps"))
-        run.resume = own
+        run.resume, run.resume_path = own, path
     _resume_loggers(run, own)
     run.resumes_inside_an_epoch = run.progress.next not in (Next.START_EPOCH, Next.FINISH_EPOCH)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,11 +51,15 @@ def _load(path: str, location: str = "cpu") -> dict[str, Any]:
 
 def _info(arguments: argparse.Namespace) -> int:
     path, verdict, code = arguments.file, "whole", 0
-    note = files.read_note(path)
+    if files.isdir(path):
+        raise IsADirectoryError(
+            f"{path} is a directory. Name a file in it; `inazuma ckpt verify` looks at all of them."
+        )
     try:
         files.verify(path)
     except CheckpointError as error:
         verdict, code = str(error), 1
+    note = files.read_note(path)
     rows = [("file", path), ("verified", verdict)]
     if note is not None:
         rows += [(f"note: {key}", str(value)) for key, value in note.items()]
@@ -73,10 +77,10 @@ def _contents(checkpoint: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for key in ("epoch", "global_step"):
         if key in checkpoint:
             yield key, str(checkpoint[key])
-    own = checkpoint.get("inazuma")
-    layout = checkpoint.get("pytorch-lightning_version")
+    own, layout = checkpoint.get("inazuma"), checkpoint.get("pytorch-lightning_version")
     if own is not None:
-        yield "written by", f"inazuma, format {own.get('format')}, in the layout of Lightning {layout}"
+        number = own.get("format") if isinstance(own, Mapping) else "unknown"
+        yield "written by", f"inazuma, format {number}, in the layout of Lightning {layout}"
     elif layout is not None:
         yield "written by", f"Lightning {layout}, or inazuma as weights only"
     yield "keys", ", ".join(map(str, checkpoint))
@@ -84,15 +88,23 @@ def _contents(checkpoint: dict[str, Any]) -> Iterator[tuple[str, str]]:
     weights = checkpoint.get("state_dict")
     if isinstance(weights, Mapping):
         yield "weights", _described(weights)
-    for index, optimizer in enumerate(checkpoint.get("optimizer_states", [])):
-        rates = ", ".join(str(group.get("lr")) for group in optimizer.get("param_groups", []))
-        yield f"optimizer {index}", f"lr {rates}; {_described(optimizer.get('state'))}"
-    for index, schedule in enumerate(checkpoint.get("lr_schedulers", [])):
-        yield f"schedule {index}", f"last_epoch {schedule.get('last_epoch')}, last_lr {schedule.get('_last_lr')}"
-    for key in checkpoint.get("callbacks", {}):
+    for index, optimizer in enumerate(_in(checkpoint, "optimizer_states", list)):
+        groups = [group for group in _in(optimizer, "param_groups", list) if isinstance(group, Mapping)]
+        rates = ", ".join(str(group.get("lr")) for group in groups)
+        yield f"optimizer {index}", f"lr {rates}; {_described(_in(optimizer, 'state', dict))}"
+    for index, schedule in enumerate(_in(checkpoint, "lr_schedulers", list)):
+        state = schedule if isinstance(schedule, Mapping) else {}
+        yield f"schedule {index}", f"last_epoch {state.get('last_epoch')}, last_lr {state.get('_last_lr')}"
+    for key in _in(checkpoint, "callbacks", dict):
         yield "callback", str(key)
-    if checkpoint.get("hyper_parameters"):
-        yield "hyper-parameters", ", ".join(map(str, checkpoint["hyper_parameters"]))
+    if names := _in(checkpoint, "hyper_parameters", dict):
+        yield "hyper-parameters", ", ".join(map(str, names))
+
+
+def _in(tree: Any, key: str, kind: type[list[Any]] | type[dict[Any, Any]]) -> Any:
+    """What a file has at a key; an empty one of the kind where it has something else."""
+    found = tree.get(key) if isinstance(tree, Mapping) else None
+    return found if isinstance(found, Mapping if kind is dict else kind) else kind()
 
 
 def _described(tree: Any) -> str:
@@ -117,7 +129,10 @@ def _verify(arguments: argparse.Namespace) -> int:
     for path in paths:
         try:
             files.verify(path)
-        except (CheckpointError, FileNotFoundError) as error:
+        except FileNotFoundError:
+            damaged += 1
+            print(f"MISSING  {path}")
+        except CheckpointError as error:
             damaged += 1
             print(f"DAMAGED  {path}\n         {error}")
         else:
@@ -199,12 +214,17 @@ def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     items: list[tuple[Any, Any]] = []
     if isinstance(tree, Mapping):
         items = list(tree.items())
-    elif isinstance(tree, (list, tuple)):
+    elif isinstance(tree, (list, tuple)) and not _is_numbers(tree):
         items = list(enumerate(tree))
     if not items:
         yield name, tree
     for key, value in items:
         yield from _leaves(value, f"{name}.{key}" if name else str(key))
+
+
+def _is_numbers(values: Sequence[Any]) -> bool:
+    """Whether they are long and of plain numbers, as the state of a random generator: one thing to a reader."""
+    return len(values) > 16 and all(isinstance(value, (int, float)) for value in values)
 
 
 def _difference(a: Any, b: Any) -> str | None:

@@ -70,7 +70,7 @@ def report(found: Comparison, names: Sequence[str]) -> list[str]:
 def describe(difference: Difference, names: Sequence[str]) -> list[str]:
     """Where and in what two runs part, and both records side by side."""
     one, other, component = difference.one, difference.other, difference.component
-    width = max(10, *map(len, names))
+    width = max(15, *map(len, names))  # of a loss: -1.23456789e-100
     lines = [f"the runs part at {one}: {component}", WHAT_IT_MEANS[component], ""]
     lines.append(f"{'':10}{names[0]:>{width + 2}}{names[1]:>{width + 2}}")
     for name in ("epoch", "batch", "step", *COMPONENTS):

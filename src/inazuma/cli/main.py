@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pickle
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -32,6 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         code: int = arguments.run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # of `| head`, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        print("inazuma: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     except (CheckpointError, OSError, ImportError, pickle.UnpicklingError) as error:
         print(f"inazuma: {error}", file=sys.stderr)
         return 2

@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import runpy
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from inazuma.callbacks.defaults import TOOLS
-from inazuma.trainer import Trainer
+from inazuma.callbacks.defaults import TOOLS, Tool
 
 
 @dataclass(frozen=True)
@@ -26,16 +24,24 @@ class Program:
     argv: list[str]
     is_module: bool = False
 
-    def run(self, tool: Callable[[Trainer], None]) -> None:
-        """Run it in this process, as `__main__`, and call `tool` with each Trainer that is made.
+    def check(self) -> None:
+        """Find out whether there is such a script.
 
         Raises:
-            FileNotFoundError: there is no such script.
+            FileNotFoundError: there is none.
         """
         if not self.is_module and not os.path.isfile(self.name):
             raise FileNotFoundError(
                 f"{self.name} is no file. Give the script that trains, and behind it its arguments."
             )
+
+    def run(self, tool: Tool) -> None:
+        """Run it in this process, as `__main__`, with a tool that looks at a `fit` of it.
+
+        Raises:
+            FileNotFoundError: there is no such script.
+        """
+        self.check()
         argv, folder = sys.argv, sys.path[0]
         sys.argv = [self.name, *self.argv]
         sys.path[0] = os.getcwd() if self.is_module else os.path.dirname(os.path.realpath(self.name))

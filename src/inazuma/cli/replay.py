@@ -13,6 +13,7 @@ import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from inazuma.callbacks.run_digest import RunDigest, covered_by
 from inazuma.callbacks.run_record import read_sessions
 from inazuma.cli.diff import describe
 from inazuma.cli.program import Program
+from inazuma.errors import SignalException
 from inazuma.loggers.logger import DummyLogger
 from inazuma.trainer import Trainer
 
@@ -35,8 +37,8 @@ if TYPE_CHECKING:
     from inazuma.module import LightningModule
 
 
-class CannotReplay(Exception):
-    """The run cannot be replayed; the message says why."""
+class CannotReplay(BaseException):
+    """The run cannot be replayed; the message says why. No `Exception`, so that the program does not catch it."""
 
 
 class StepReached(BaseException):
@@ -80,6 +82,10 @@ def replay(folder: Path, step: int, debug: bool) -> int:
     """Replay a run up to a step. Returns the exit code; arguments and errors as in `add_to`."""
     folder = folder if folder.is_dir() else folder.parent
     sessions, digest = read_sessions(folder), read_digest(folder)
+    if digest and sessions[-1]["exit"].startswith("finished") and step > last_step(digest):
+        steps = f"{digest[0].step} to {last_step(digest)}"
+        raise CannotReplay(f"--step {step} is behind the end of the run: {folder} has the steps {steps}.")
+    step = begins_at(digest, step)
     session = next((s for s in reversed(sessions) if s["position"]["step"] <= step), None)
     if session is None or step < 0:
         first = sessions[0]["position"]["step"]
@@ -99,24 +105,45 @@ def replay(folder: Path, step: int, debug: bool) -> int:
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*has the state of callbacks that this Trainer lacks")
-                program.run(replayer.join)
+                program.run(replayer)
         except (StepReached, bdb.BdbQuit):  # or the user left the debugger
-            return report(digest, replayer)
+            return report(digest, replayer, session)
+        except SignalException:
+            raise
+        except SystemExit as error:  # the program's own
+            if error.code:
+                print(f"\nThe program exits: {error.code}", file=sys.stderr)
         except Exception as error:
             traceback.print_exc()
-            report(digest, replayer)
+            report(digest, replayer, session)
             if debug:
                 pdb.post_mortem(error.__traceback__)
             return 1
-        report(digest, replayer)
+        report(digest, replayer, session)
     raise CannotReplay(f"the program ended before step {step}.")
 
 
-def report(recorded: Digest, replayer: Replayer) -> int:
+def last_step(digest: Digest) -> int:
+    """The last step of a record; with several optimizers a batch makes several."""
+    steps = [record.step for record in digest]
+    per_batch = max((after - before for before, after in pairwise(steps)), default=1)
+    return max(steps) + max(per_batch, 1) - 1
+
+
+def begins_at(digest: Digest, step: int) -> int:
+    """The first step of the batch that makes a step, as far as that is recorded."""
+    if not digest or step > last_step(digest):
+        return step
+    return max((record.step for record in digest if record.step <= step), default=step)
+
+
+def report(recorded: Digest, replayer: Replayer, session: Mapping[str, Any]) -> int:
     """Say whether the replay is faithful; as an exit code."""
     found = compare(recorded, replayer.digest())
     if found.difference is not None:
         print("\n".join(["", "The replay is NOT faithful:", *describe(found.difference, ("recorded", "replayed"))]))
+        if replayer.checkpoint is None and session["seed"]["global"] is None:
+            print("\nThe run was not seeded: call inazuma.seed_everything(...), so that it can be started again.")
         return 1
     if not found.batches and not found.left[1]:
         print("\nNo batch was replayed to the end: there is nothing to compare with the record.")
@@ -185,15 +212,18 @@ class Replayer(RunDigest):
         self.scratch, self.step, self.checkpoint, self.debug = scratch, step, checkpoint, debug
         self.fits = 0
         self.is_there = False
-        self._trainers: list[Trainer] = []
+
+    @property
+    def decides(self) -> bool:
+        return not self.fits
+
+    def resume_from(self, ckpt_path: Any) -> Any:
+        return None if self.checkpoint is None else str(self.checkpoint.path)
 
     def join(self, trainer: Trainer) -> None:
-        """Have a Trainer write nothing, and replay in its fit if it is the first."""
+        """Have a Trainer write nothing."""
         trainer.loggers = [DummyLogger() for _ in trainer.loggers]
         trainer.callbacks = [*_without_writers(trainer.callbacks), self]
-        if not self.fits and self.checkpoint is not None:
-            trainer.ckpt_path = str(self.checkpoint.path)
-            self._trainers.append(trainer)
 
     def digest(self) -> Digest:
         """What was replayed so far."""
@@ -210,13 +240,6 @@ class Replayer(RunDigest):
             self.fits += 1
             if self.fits > 1:
                 raise CannotReplay(f"the first `fit` of the program ended before step {self.step}.")
-            if self.checkpoint is not None and str(trainer.ckpt_path) != str(self.checkpoint.path):
-                raise CannotReplay(
-                    f"the program chooses what to resume from itself ({trainer.ckpt_path}). Call `fit` without "
-                    "ckpt_path."
-                )
-            for other in self._trainers:
-                other.ckpt_path = None
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """The file of the replay begins anew."""

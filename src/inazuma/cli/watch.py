@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 RESULT_NAME = "result.json"
 CHECKPOINT_NAME = "killed.ckpt"
+WORDS = ("auto", "last", "best", "hpc")  # as `ckpt_path`: the newest file, or another, of those that there are
 SEED_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
 
 
@@ -54,7 +55,7 @@ class Plan:
         program: name, argv, is_module of the `Program`.
         folder: where results go.
         seed: of the generators before the script begins, for scripts that do not seed.
-        ckpt_path: what the first fit resumes from; None for the start.
+        ckpt_path: what the first fit resumes from; None for the start, or for a file that the program names.
         kill: save a checkpoint at this moment, and then be killed; None to run to the end.
         later: how many moments after that.
     """
@@ -72,7 +73,8 @@ class Result:
     """What one process leaves behind. `end` is empty where it was killed."""
 
     fits: int = 0
-    resumed_from: str | None = None
+    is_exact: bool = True  # `Trainer(exact_resume=...)`
+    was_killed: bool = False  # as planned
     start: tuple[int, int] | None = None  # epoch and batches done when training began
     moments: list[Moment] = field(default_factory=list)
     end: dict[str, Any] = field(default_factory=dict)
@@ -84,19 +86,23 @@ class Watcher(RunDigest):
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan.folder)
         self.plan, self.result = plan, Result()
-        self._trainers: list[Trainer] = []
         self._left: int | None = None  # how many moments until the kill
 
     @property
     def is_watching(self) -> bool:
         return self.result.fits == 1
 
+    @property
+    def decides(self) -> bool:
+        return not self.result.fits
+
     def join(self, trainer: Trainer) -> None:
-        """Watch this Trainer, and have its fit resume if it is the first."""
         trainer.callbacks = [*trainer.callbacks, self]
-        if not self.result.fits and self.plan.ckpt_path is not None:
-            trainer.ckpt_path = self.plan.ckpt_path
-            self._trainers.append(trainer)
+
+    def resume_from(self, ckpt_path: Any) -> Any:
+        if self.plan.ckpt_path is not None:
+            return self.plan.ckpt_path
+        return None if ckpt_path in WORDS else ckpt_path  # the processes before have left files
 
     def state_dict(self) -> dict[str, int]:
         self.flush()
@@ -106,10 +112,8 @@ class Watcher(RunDigest):
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self.result.fits += 1
-            if self.is_watching and trainer.ckpt_path is not None:
-                self.result.resumed_from = str(trainer.ckpt_path)
-            for other in self._trainers:
-                other.ckpt_path = None  # the calls behind this one load what the script says
+            if self.is_watching:
+                self.result.is_exact = trainer.exact_resume
             self._write()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -156,6 +160,7 @@ class Watcher(RunDigest):
 
     def _kill(self) -> None:
         self.flush()
+        self.result.was_killed = True
         self._write()
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -199,4 +204,4 @@ def main() -> None:
             del os.environ[name]
         else:
             os.environ[name] = value
-    Program(**plan.program).run(Watcher(plan).join)
+    Program(**plan.program).run(Watcher(plan))

@@ -10,9 +10,10 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from inazuma.data.loaders import Loaders
-from inazuma.data.parts import is_map_style, is_stateful
+from inazuma.data.parts import is_exact, is_map_style, is_stateful
 from inazuma.errors import CheckpointError
 from inazuma.progress import Progress
+from inazuma.ranks import rank_zero_warn
 
 
 def knows_its_end(loader: Any) -> bool:
@@ -103,13 +104,23 @@ class Batches:
             return {}
         parts = self.loaders.walks
         if len(state["parts"]) != len(parts):
+            if not self.loaders.exact:
+                return {}
             raise CheckpointError(
                 f"train loaders: the checkpoint has {len(state['parts'])}, this run has {len(parts)}. Give as many as "
                 "in the run that wrote the file, or `Trainer(exact_resume=False)` to begin with the data anew."
             )
         for part, saved in zip(parts, state["parts"], strict=True):
             part.load_state_dict(saved)
-        return {index: saved["start"] for index, saved in enumerate(state["parts"]) if saved["start"] is not None}
+        starts = {index: saved["start"] for index, saved in enumerate(state["parts"]) if saved["start"] is not None}
+        if not starts or not self.loaders.exact or all(is_exact(saved) for saved in state["parts"]):
+            return starts
+        if any(saved["position"] is None for saved in state["parts"]):
+            rank_zero_warn(
+                "The checkpoint was written with Trainer(exact_resume=False), inside an epoch, and does not say which "
+                f"samples the epoch has had: `{self.loaders.name}` begins anew, for the batches that are left of it."
+            )
+        return {}
 
     def _note_positions(self) -> None:
         """A batch more than was given is about to be fetched: what a checkpoint holds is the position before it."""

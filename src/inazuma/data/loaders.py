@@ -146,11 +146,12 @@ class Loaders:
             )
         if not isinstance(loader, DataLoader):
             return loader
-        if os.environ.get("PL_SEED_WORKERS", "0") == "1" and loader.num_workers and loader.worker_init_fn is None:
-            loader.worker_init_fn = partial(pl_worker_init_function, rank=run.strategy.global_rank)
         if loader.num_workers and not isinstance(loader.worker_init_fn, WorkerInit):
             self._theirs.append((loader, loader.worker_init_fn, loader.multiprocessing_context))
-            loader.worker_init_fn = WorkerInit(loader.worker_init_fn)
+            init = loader.worker_init_fn
+            if init is None and os.environ.get("PL_SEED_WORKERS", "0") == "1":
+                init = partial(pl_worker_init_function, rank=run.strategy.global_rank)
+            loader.worker_init_fn = WorkerInit(init)
             loader.multiprocessing_context = shielding(loader.multiprocessing_context)
         is_map_style = not isinstance(loader.dataset, IterableDataset)
         if self.stage in ("train", "val") and self.limits.overfit_batches > 0 and run.is_fitting:

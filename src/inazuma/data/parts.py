@@ -86,6 +86,11 @@ def _fetch_of(loader: Any) -> Callable[[Any], Any] | None:
     return fetcher(loader) if is_here else None
 
 
+def is_exact(state: dict[str, Any]) -> bool:
+    """Whether the state of a part is one of `Part`, and not of `PlainPart`."""
+    return "seed" in state
+
+
 def _draws_once(sampler: Any) -> bool:
     if isinstance(sampler, BatchSampler):
         return type(sampler) is BatchSampler and _draws_once(sampler.sampler)
@@ -167,6 +172,7 @@ class Part:
         assert self._resumed is not None
         start, position = dict(self._resumed["start"]), self._resumed["position"]
         self.start = start
+        self._warn_of_other_batches(self._resumed, taken)
         now = capture_rng(cuda=False)
         if position is not None and is_stateful(self.loader):
             self.loader.load_state_dict(position)
@@ -249,6 +255,23 @@ class Part:
             )
         for _ in islice(self._walk(self.start["at"]), done):
             pass
+
+    def _warn_of_other_batches(self, saved: dict[str, Any], done: int) -> None:
+        now = self._size()
+        then = {name: saved.get(name) for name in now}
+        if done and None not in then.values() and None not in now.values() and then != now:
+            rank_zero_warn(
+                f"`{self.name}` gives {now['length']} batches of {now['batch_size']} samples. The checkpoint was "
+                f"written inside an epoch, with {then['length']} of {then['batch_size']}: the first {done} batches of "
+                "the epoch are left out, and since they are not those of then, it may leave out samples, or have some "
+                "twice. Use a checkpoint of the end of an epoch, or the same data and batch size as before."
+            )
+
+    def _size(self) -> dict[str, Any]:
+        """How many batches there are, of how many samples; None where that is not known."""
+        if not self._is_map_style:
+            return {"batch_size": None, "length": None}
+        return {"batch_size": self.loader.batch_size, "length": len(self.loader)}
 
     @property
     def sampler(self) -> Any:
@@ -372,6 +395,7 @@ class Part:
     def state_dict(self) -> dict[str, Any]:
         return {
             "num_workers": self._num_workers,
+            **self._size(),
             "seed": self.seed,
             "start": None if self.start is None else dict(self.start),
             "position": self.position(),
@@ -381,6 +405,10 @@ class Part:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if not is_exact(state):  # all that it may know is the position of a loader that keeps its own
+            if state["start"] is not None and state["position"] is not None and is_stateful(self.loader):
+                self.loader.load_state_dict(state["position"])
+            return
         self.seed = state["seed"]
         self._noise.load_state_dict(state["noise"])
         self._resumed = state
