@@ -185,11 +185,12 @@ def conditions(found: dict[str, Any]) -> str:
     counted = any("instructions" in reading for result in found["results"] for reading in result["readings"])
     unit = "user-space instructions" if counted else "CPU time (this machine counts no instructions)"
     readings = Results(found).readings("cpu_us", "step", "hand-written", data="memory")
+    loads = [result["load"] for result in found["results"]]
     least, middle, most = min(readings), statistics.median(readings), max(readings)
     return (
         f"Measured on {run['date']} on {machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB, "
         f"{machine['system']}; Python {machine['python']}, {packages}. One thread. The run took {run['minutes']:.0f} "
-        f"minutes; the load average was {run['load'][0]:.1f} when it began and {run['load'][1]:.1f} when it ended. "
+        f"minutes, with a load average between {min(loads):.1f} and {max(loads):.1f}. "
         f"Ratios of steps are in {unit}, the least of the readings of each; of the hand-written step of the perceptron "
         f"they were {least:.0f} to {most:.0f} µs, in the middle {middle:.0f}."
     )

@@ -101,7 +101,7 @@ def plan(size: Size) -> Iterator[tuple[int, list[Case]]]:
             cases += [Case("epoch_gap", name, replace(job, settings=settings)) for settings in ("bare", "default")]
         yield size.turns, cases
     job = Job(settings="csv", logs=1, batches=50_500)
-    yield 1, [Case("drift", name, job) for name in ("hand-written", "inazuma")]
+    yield 3, [Case("drift", name, job) for name in ("hand-written", "inazuma")]
     job = Job(settings="default", batches=1_000)
     yield size.turns, [Case("first_step", name, job) for name in compared]
     kinds = [(name, settings) for settings in ("bare", "default") for name in compared]
@@ -187,7 +187,8 @@ def measure(groups: Iterable[tuple[int, list[Case]]]) -> list[dict[str, Any]]:
                     what = f"{case.measure}, {case.contender}, {case.job.verb} {case.job.model} {case.job.data}"
                     say(f"{what}, turn {turn + 1} of {turns}")
                     readings[case].append(read(case))
-            results += [asdict(case) | {"readings": found} for case, found in readings.items()]
+            load = os.getloadavg()[0]
+            results += [asdict(case) | {"readings": found, "load": load} for case, found in readings.items()]
     say("")
     return results
 
@@ -202,11 +203,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", choices=SIZES, default="short")
     name = parser.parse_args().size
-    load, began = os.getloadavg()[0], time.time()
+    began = time.time()
     groups = [(turns, cases) for turns, cases in plan(SIZES[name]) if cases[0].measure in SIZES[name].measures]
     results = measure(groups)
     run = {"size": name, "date": time.strftime("%Y-%m-%d", time.gmtime(began)), "minutes": (time.time() - began) / 60}
-    found = {"run": run | {"load": [load, os.getloadavg()[0]]}, "results": results}
+    found = {"run": run, "results": results}
     print("\n\n".join(tables(found)))
     print(f"\n{save(name, found)}")
 
