@@ -12,7 +12,7 @@ import pytest
 from tests.cli.commands import script
 
 from inazuma.callbacks.defaults import TOOLS
-from inazuma.callbacks.digest_file import Digest, Record
+from inazuma.callbacks.digest_file import Digest, pack_record
 from inazuma.cli.main import main
 from inazuma.cli.replay import begins_at, last_step
 
@@ -156,9 +156,9 @@ def test_a_run_that_was_not_seeded_is_told_to_be(recorded: Path, capsys: pytest.
 
 
 def test_a_step_of_the_second_optimizer_is_in_the_batch_of_the_first() -> None:
-    two = Digest(Path(), b"".join(Record(0, i, 2 * i, 0, 0, 0.0, 0, 0).pack() for i in range(5)))
+    two = Digest(Path(), b"".join(pack_record(0, i, 2 * i, 0, 0, 0.0, 0, 0) for i in range(5)))
     assert [begins_at(two, step) for step in (0, 1, 2, 7, 8, 9, 10)] == [0, 0, 2, 6, 8, 8, 10]
     assert last_step(two) == 9
-    window = Digest(Path(), b"".join(Record(0, i, i // 2, 0, 0, 0.0, 0, 0).pack() for i in range(6)))
+    window = Digest(Path(), b"".join(pack_record(0, i, i // 2, 0, 0, 0.0, 0, 0) for i in range(6)))
     assert [begins_at(window, step) for step in (0, 1, 2, 3)] == [0, 1, 2, 3]
     assert last_step(window) == 2

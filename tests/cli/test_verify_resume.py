@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.cli.commands import script
 
-from inazuma.callbacks.digest_file import Digest, Record, read_digest
+from inazuma.callbacks.digest_file import Digest, pack_record, read_digest
 from inazuma.callbacks.run_record import read_sessions
 from inazuma.cli.main import main
 from inazuma.cli.verify_resume import Attempt, Verification, agrees, choose, ends_alike
@@ -162,7 +162,7 @@ def test_ctrl_c_ends_the_command_with_a_word(
 
 
 def attempt_of(records: range, was_killed: bool = False) -> Attempt:
-    data = b"".join(Record(0, i, i, 0, 0, 0.0, 0, 0).pack() for i in records)
+    data = b"".join(pack_record(0, i, i, 0, 0, 0.0, 0, 0) for i in records)
     return Attempt(Path(), Result(), Digest(Path(), data), was_killed)
 
 
