@@ -25,7 +25,7 @@ FLOORS: dict[int, str] = {
     6: "",
     5: "cli tuner report testing plugins accelerators utilities",
     4: "views arguments attributes trainer",
-    3: "bad_steps loop run",
+    3: "bad_steps compiling loop run",
     2: "data strategies precision checkpoint callbacks loggers profilers",
     1: "callbacks.callback loggers.logger checkpoint_io progress hparams optim logbook hooks datahooks summary module"
     " datamodule",

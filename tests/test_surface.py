@@ -76,6 +76,7 @@ OWN_TRAINER_ARGUMENTS: dict[str, Any] = {
     "async_checkpointing": False,
     "bad_steps": None,
     "stop_signals": None,
+    "compile": False,
 }
 
 # Lightning's keys stay where Lightning puts them; what an exact resume needs besides goes under one key of our own.
@@ -107,6 +108,7 @@ OWN_NAMES: dict[str, set[str]] = {
         "bad_steps",
         "benchmark",
         "checkpoint_note",
+        "compile",
         "detect_anomaly",
         "exact_resume",
         "timing",

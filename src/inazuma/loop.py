@@ -154,14 +154,17 @@ def train_batch(run: Run, batch: Any, batch_idx: int) -> None:
 
     if not begin_batch(run, batch, batch_idx):
         return
-    window = limits.accumulate_grad_batches
+    window, closes = limits.accumulate_grad_batches, limits.closes_window(batch_idx, at.is_last_batch)
     closure = timing.of("step", forward_backward)
     try:
         if batch is None:
             pass
         elif optimizer is None:
             closure()
-        elif not limits.closes_window(batch_idx, at.is_last_batch):
+        elif run.whole_step is not None and (compiled := run.whole_step(batch, batch_idx, closes)) is not None:
+            outputs = compiled  # all of the step is done
+            at.step += closes
+        elif not closes:
             with run.strategy.no_sync():
                 closure()
         else:

@@ -743,7 +743,7 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
         return self.on_after_batch_transfer(sample, 0)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_logbook": None}
+        return {**super().__getstate__(), "_logbook": None}  # type: ignore[no-untyped-call]
 
 
 def _raw(optimizer: Optimizer | LightningOptimizer) -> Optimizer:

@@ -23,6 +23,7 @@ from inazuma import loop
 from inazuma.bad_steps import BadSteps, Guard
 from inazuma.callbacks.callback import Callback
 from inazuma.checkpoint.state import restore_module, restore_training
+from inazuma.compiling import Compile, Compiler
 from inazuma.data.batches import Batches
 from inazuma.data.loaders import Loaders, request_error
 from inazuma.data.transfer import Transfer, make_transfer
@@ -85,6 +86,7 @@ class Run:
     timing: Timing
     exact: bool = True  # Trainer(exact_resume=...)
     bad_steps: BadSteps | None = None
+    compile: Compile | None = None
 
     optimizers: list[Optimizer] = field(default_factory=list)
     proxies: list[LightningOptimizer] = field(default_factory=list)
@@ -107,6 +109,7 @@ class Run:
         is_guarded = self.bad_steps is not None and self.state.fn is TrainerFn.FITTING
         self.guard = Guard(self, self.bad_steps) if is_guarded and self.bad_steps is not None else None
         self.catches: tuple[type[Exception], ...] = () if self.guard is None else self.guard.catches
+        self.compiler: Compiler | None = None
         self.decide()
 
     def decide(self) -> None:
@@ -126,7 +129,7 @@ class Run:
         self.checks_grad = not self.overrides("backward")
         self.marks_windows = self.guard is not None or self._may_save_inside_a_batch()
         self.forward_context: Callable[[], AbstractContextManager[Any]] = self.precision.forward_context
-        self.training_step = self.hooks.verb("training_step", module.training_step)
+        self.training_step = self.hooks.verb("training_step", self.module_step("training_step"))
         if self.guard is not None:
             self.training_step = self.guard.watched(self.training_step)
         self.takes_batch_idx = takes_index(module.training_step)
@@ -260,6 +263,8 @@ class Run:
         self.step: Callable[..., Any] | None = None
         if self.is_automatic and self.optimizers and not self.overrides("optimizer_step") and not self.hooks.is_timed:
             self.step = partial(self._automatic_step(self.optimizers[0]), self.optimizers[0])
+        whole_step = None if self.compiler is None else self.compiler.whole_step(self)
+        self.whole_step = None if whole_step is None else self.timing.of("step", whole_step)
 
     def _automatic_step(self, optimizer: Optimizer) -> Callable[..., Any]:
         # weak, like the next: the run holds these functions
@@ -271,9 +276,14 @@ class Run:
     def _manual_step(self, optimizer: Optimizer) -> Callable[..., Any]:
         return partial(loop.manual_step, weakref.proxy(self))
 
+    def module_step(self, name: str) -> Callable[..., Any]:
+        """A step of the module, compiled if that is wanted."""
+        step: Callable[..., Any] = getattr(self.module, name)
+        return step if self.compiler is None else self.compiler.step(name)
+
     def evaluation_step(self, name: str) -> Callable[..., Any]:
         """A step of the module as a function of `(batch, batch_idx)`, or `(batch, batch_idx, dataloader_idx)`."""
-        step = self.timing.of("step", self.hooks.verb(name, getattr(self.module, name)))
+        step = self.timing.of("step", self.hooks.verb(name, self.module_step(name)))
         if takes_index(getattr(self.module, name)):
             return step
         return lambda batch, *_: step(batch)
@@ -306,6 +316,10 @@ class Run:
         """The run is over: leave nothing that keeps module and Trainer alive."""
         self.hooks.let_go()
         self.module.attach_logbook(None)
+        if self.compiler is not None:
+            self.compiler.let_go()
+            self.compiler = self.whole_step = None
+            self.training_step = self.module.training_step
         for callback in self.callbacks:
             for name in ("log", "log_dict"):
                 vars(callback).pop(name, None)
@@ -376,6 +390,9 @@ def assemble(
         run.progress.begin_anew()
         if checkpoint is not None:
             restore_training(run, checkpoint, path)
+    if run.compile is not None:
+        run.compiler = Compiler(run.compile, run)
+        run.decide()
 
 
 def check(run: Run) -> None:

@@ -30,6 +30,7 @@ from inazuma.callbacks.model_checkpoint import ModelCheckpoint
 from inazuma.callbacks.timer import Timer
 from inazuma.checkpoint.state import gather
 from inazuma.checkpoint_io import AsyncCheckpointIO
+from inazuma.compiling import Compile
 from inazuma.data.loaders import Loaders, death_of_worker, message_first
 from inazuma.datahooks import DataHooks
 from inazuma.datamodule import LightningDataModule
@@ -119,6 +120,11 @@ class Trainer(Attributes):
             a `BadSteps(...)`. Default None: nothing is looked at, and it costs nothing.
         stop_signals: the signals that end a run at its next step, with a checkpoint; [] for none. Default: SIGTERM,
             SIGINT (Ctrl-C), SIGUSR1 and SIGUSR2. `inazuma.signals` has the exit codes.
+        compile: what goes through `torch.compile`: True for the steps of the module, "step" for the whole training step
+            (forward, backward, clipping and the update of the weights) and the other steps, or a list with names of
+            submodules. A dict has one of these under "what", and options of torch.compile: "backend", "mode",
+            "fullgraph", "dynamic", "options". What cannot be compiled runs as it is, which is said once. Files are the
+            same as without.
 
     Raises:
         MisconfigurationException: an argument, or a combination, that cannot work.
@@ -174,6 +180,7 @@ class Trainer(Attributes):
         async_checkpointing: bool = False,
         bad_steps: str | BadSteps | None = None,
         stop_signals: Iterable[int] | None = None,
+        compile: bool | str | list[str] | dict[str, Any] = False,
     ) -> None:
         if model_registry is not None:
             raise MisconfigurationException(
@@ -192,6 +199,7 @@ class Trainer(Attributes):
             )
         self.default_root_dir = files.resolve(os.getcwd() if default_root_dir is None else default_root_dir)
         self.bad_steps = BadSteps.of(bad_steps, self.default_root_dir)
+        self.compile = Compile.of(compile, detect_anomaly)
         clip_val, clip_algorithm = clipping(gradient_clip_val, gradient_clip_algorithm)
         self.limits = Limits(
             max_epochs=max_epochs,
@@ -509,6 +517,7 @@ class Trainer(Attributes):
             timing=self.timing,
             exact=self.exact_resume,
             bad_steps=self.bad_steps,
+            compile=self.compile,
         )
         if previous is not None:  # a checkpoint saved after an evaluation still holds those of the fit before
             self._run.set_optimizers(previous.optimizers)

@@ -4,17 +4,21 @@ its last name goes, without a garbage collection."""
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
 T = TypeVar("T")
 
 
-class _Reference(weakref.ref[T]):
-    """A weak reference that is left out of copies and pickles."""
+class _Reference:
+    """A reference that is left out of copies and pickles. `get` is a plain weak one: torch.compile can trace that."""
+
+    def __init__(self, get: Callable[[], Any]) -> None:
+        self.get = get
 
     def __reduce__(self) -> Any:
-        return _nothing, ()
+        return _Reference, (_nothing,)
 
 
 def _nothing() -> None:
@@ -33,12 +37,12 @@ class Weak(Generic[T]):
 
     def __get__(self, instance: object | None, owner: type) -> T | None:
         reference = None if instance is None else vars(instance).get(self._name)
-        return None if reference is None else cast("T | None", reference())
+        return None if reference is None else cast("T | None", reference.get())
 
     def __set__(self, instance: object, value: T | None) -> None:
-        reference: Any
+        get: Callable[[], Any]
         try:
-            reference = None if value is None else _Reference(value)
+            get = _nothing if value is None else weakref.ref(value)
         except TypeError:  # some stand-ins in tests cannot be referred to weakly
-            reference = partial(_same, value)
-        vars(instance)[self._name] = reference
+            get = partial(_same, value)
+        vars(instance)[self._name] = _Reference(get)
