@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -298,6 +298,7 @@ def test_a_depth_below_minus_one_is_refused() -> None:
 
 
 @given(st.integers(0, 10**17))
+@example(5350)
 def test_counts_are_abbreviated_as_lightning_does(number: int) -> None:
     assert get_human_readable_count(number) == reference.get_human_readable_count(number)
 

@@ -301,7 +301,7 @@ def get_formatted_model_size(total_model_size: float) -> str:
 def get_human_readable_count(number: int) -> str:
     """A count in thousands, millions, billions or trillions: "123  ", "1.2 K", "100 K", "3.0 B", "5,000 T"."""
     group = min((len(str(int(number))) - 1) // 3, len(UNITS) - 1)
-    scaled = number / 1000**group
+    scaled = number * 10.0 ** (-3 * group)  # a quotient rounds 5350 another way than Lightning
     return f"{int(scaled):,} {UNITS[group]}" if group == 0 or scaled >= 100 else f"{scaled:.1f} {UNITS[group]}"
 
 

@@ -32,7 +32,7 @@ print("done")
     )
     lines = screen(output)
     assert [line for line in lines if "`Trainer.fit` stopped: `max_epochs=5` reached." in line]
-    lines = [line for line in lines if "stopped" not in line]
+    lines = [line for line in lines if "stopped" not in line and " took " not in line]
     assert len(lines) == 3
     assert lines[0].startswith("Epoch 4: 100%|")
     assert "| 100/100 [" in lines[0]
